@@ -1,0 +1,18 @@
+//! The clock that tickets are stamped with.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Microseconds since boot, suspend included. Unlike the wall clock it cannot be set back, and every process of the
+/// machine reads the same.
+pub fn boottime_usec() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let usec = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    usec.cast_unsigned()
+}
+
+/// How long ago a [`boottime_usec`] stamp was. A stamp in the future, which only a forged ticket has, is now.
+pub fn since(stamp_usec: u64) -> Duration {
+    Duration::from_micros(boottime_usec().saturating_sub(stamp_usec))
+}

@@ -1,0 +1,244 @@
+//! Readers for the few files of `/proc` that perflock needs, see proc(5). Each takes its root from [`Proc`], so that
+//! tests feed captured trees. A process may end between any two reads; callers take every error as "gone or hidden".
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A mounted proc filesystem.
+#[derive(Clone, Debug)]
+pub struct Proc {
+    root: PathBuf,
+}
+
+/// The part of `/proc/PID/stat` that is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The process.
+    pub pid: i32,
+    /// Its name, at most 15 bytes, chosen by itself: hostile text.
+    pub comm: String,
+    /// `R`, `S`, `D`, `Z`, `T` (stopped), `t` (traced), …
+    pub state: char,
+    /// Its parent.
+    pub ppid: i32,
+    /// When it started, in clock ticks since boot: with the pid, an identity that is not used again.
+    pub start_ticks: u64,
+    /// User and system time of the live process, in clock ticks.
+    pub cpu_ticks: u64,
+}
+
+impl Default for Proc {
+    fn default() -> Self {
+        Self::at("/proc")
+    }
+}
+
+impl Proc {
+    /// A proc tree at `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn file(&self, pid: i32, name: &str) -> PathBuf {
+        self.root.join(pid.to_string()).join(name)
+    }
+
+    /// Every process of our pid namespace that is visible to us (`hidepid` hides others).
+    ///
+    /// # Errors
+    /// The directory could not be read.
+    pub fn pids(&self) -> io::Result<Vec<i32>> {
+        let entries = fs::read_dir(&self.root)?.flatten();
+        Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// `/proc/PID/stat`.
+    ///
+    /// # Errors
+    /// The process is gone or hidden, or the line is not one that the kernel writes.
+    pub fn stat(&self, pid: i32) -> io::Result<Stat> {
+        let line = fs::read(self.file(pid, "stat"))?;
+        parse_stat(&line).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// The process's cgroup in the v2 hierarchy, as seen from our cgroup namespace: the `0::` line of `/proc/PID/cgroup`.
+    ///
+    /// # Errors
+    /// The process is gone or hidden, or the kernel has no v2 hierarchy.
+    pub fn cgroup_v2(&self, pid: i32) -> io::Result<PathBuf> {
+        parse_cgroup_v2(&fs::read(self.file(pid, "cgroup"))?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// Our own cgroup in the v2 hierarchy.
+    ///
+    /// # Errors
+    /// The kernel has no v2 hierarchy, or `/proc` is not mounted.
+    pub fn own_cgroup_v2(&self) -> io::Result<PathBuf> {
+        let path = self.root.join("self/cgroup");
+        parse_cgroup_v2(&fs::read(path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    /// The process's arguments; empty for a kernel thread or a zombie.
+    ///
+    /// # Errors
+    /// The process is gone or hidden.
+    pub fn cmdline(&self, pid: i32) -> io::Result<Vec<String>> {
+        let bytes = fs::read(self.file(pid, "cmdline"))?;
+        let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(text.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect())
+    }
+
+    /// Whether the environment that the process was started with has the entry `NAME=value`.
+    ///
+    /// # Errors
+    /// The process is gone, or not ours to look into.
+    pub fn environ_has(&self, pid: i32, entry: &str) -> io::Result<bool> {
+        let environ = fs::read(self.file(pid, "environ"))?;
+        Ok(environ.split(|&b| b == 0).any(|e| e == entry.as_bytes()))
+    }
+
+    /// The effective user of the process.
+    ///
+    /// # Errors
+    /// The process is gone or hidden.
+    pub fn uid(&self, pid: i32) -> io::Result<u32> {
+        Ok(fs::metadata(self.root.join(pid.to_string()))?.uid())
+    }
+
+    /// The identity of this boot.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn boot_id(&self) -> io::Result<String> {
+        Ok(fs::read_to_string(self.root.join("sys/kernel/random/boot_id"))?.trim().to_owned())
+    }
+
+    /// The inode number of one of our own namespaces (`pid`, `cgroup`): equal numbers, same namespace.
+    ///
+    /// # Errors
+    /// The kernel has no such namespace, or `/proc` is not mounted.
+    pub fn own_namespace(&self, kind: &str) -> io::Result<u64> {
+        Ok(fs::metadata(self.root.join("self/ns").join(kind))?.ino())
+    }
+
+    /// Every flock(2) lock on the file `dev`, `inode`, held or waited for: `/proc/locks`.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    pub fn flocks(&self, dev: u64, inode: u64) -> io::Result<Vec<Flock>> {
+        Ok(parse_locks(&fs::read(self.root.join("locks"))?, dev, inode))
+    }
+}
+
+/// A flock(2) lock as `/proc/locks` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flock {
+    /// Who took it. It may be dead: a forked process can keep the lock.
+    pub pid: i32,
+    /// `LOCK_EX`, not `LOCK_SH`.
+    pub exclusive: bool,
+    /// Still waiting for it.
+    pub waiting: bool,
+}
+
+fn parse_stat(line: &[u8]) -> Option<Stat> {
+    // The name stands in parentheses and may hold parentheses and spaces itself: the last `)` ends it.
+    let open = line.iter().position(|&b| b == b'(')?;
+    let close = line.iter().rposition(|&b| b == b')')?;
+    let comm = String::from_utf8_lossy(line.get(open + 1..close)?).into_owned();
+    let pid = std::str::from_utf8(&line[..open]).ok()?.trim().parse().ok()?;
+    let rest = std::str::from_utf8(&line[close + 1..]).ok()?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        pid,
+        comm,
+        state: fields.first()?.chars().next()?,
+        ppid: fields.get(1)?.parse().ok()?,
+        start_ticks: number(19)?,
+        cpu_ticks: number(11)?.saturating_add(number(12)?),
+    })
+}
+
+fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
+    let path = file.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
+    // The kernel appends this when the process's group was removed under it.
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    Some(Path::new(OsStr::from_bytes(path)).to_owned())
+}
+
+fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let wanted = format!("{major:02x}:{minor:02x}:{inode}");
+    let parse_line = |line: &[u8]| {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut fields = line.split_ascii_whitespace().skip(1).peekable();
+        let waiting = fields.next_if_eq(&"->").is_some();
+        if fields.next()? != "FLOCK" {
+            return None;
+        }
+        let exclusive = fields.nth(1)? == "WRITE";
+        let pid = fields.next()?.parse().ok()?;
+        (fields.next()? == wanted).then_some(Flock { pid, exclusive, waiting })
+    };
+    file.split(|&b| b == b'\n').filter_map(parse_line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_name_full_of_parentheses_does_not_shift_the_fields() {
+        let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 0 0 20 0 1 0 5000 2277376 225 1 1";
+        let expected =
+            Stat { pid: 42, comm: "a) R 1 (b".to_owned(), state: 'S', ppid: 7, start_ticks: 5000, cpu_ticks: 42 };
+        assert_eq!(parse_stat(line), Some(expected));
+    }
+
+    #[test]
+    fn the_v2_line_is_found_among_v1_lines() {
+        let file = b"9:name=systemd:/\n4:memory:/x\n0::/user.slice/a (deleted)\n";
+        assert_eq!(parse_cgroup_v2(file), Some(PathBuf::from("/user.slice/a")));
+        assert_eq!(parse_cgroup_v2(b"4:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn holders_and_waiters_of_one_file_are_told_apart() {
+        let file = b"1: FLOCK  ADVISORY  WRITE 17 fe:00:99 0 EOF\n1: -> FLOCK  ADVISORY  READ  18 fe:00:99 0 EOF\n\
+            2: OFDLCK ADVISORY  WRITE -1 fe:00:99 0 EOF\n3: FLOCK  ADVISORY  WRITE 19 fe:00:98 0 EOF\n";
+        let held = Flock { pid: 17, exclusive: true, waiting: false };
+        let waits = Flock { pid: 18, exclusive: false, waiting: true };
+        assert_eq!(parse_locks(file, rustix::fs::makedev(0xfe, 0), 99), [held, waits]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
+            let _ = parse_stat(&bytes);
+            let _ = parse_cgroup_v2(&bytes);
+            let _ = parse_locks(&bytes, 1, 1);
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_own_files_are_read() {
+        let proc = Proc::default();
+        let own = std::process::id().cast_signed();
+        let stat = proc.stat(own).unwrap();
+        assert_eq!(stat.pid, own);
+        assert_eq!(stat.ppid, std::os::unix::process::parent_id().cast_signed());
+        assert!(proc.pids().unwrap().contains(&own));
+        assert_eq!(proc.boot_id().unwrap().len(), 36);
+        assert!(proc.own_namespace("pid").unwrap() > 0);
+        assert_eq!(proc.cmdline(own).unwrap(), std::env::args().collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,206 @@
+//! Text for people: escaping what other users wrote, durations, sizes, counts.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Makes hostile text safe for a terminal: every control or invisible formatting character becomes a visible
+/// escape, so that another user's command line can neither move the cursor nor hide a part of itself.
+pub fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\\' || !(c.is_control() || is_formatting(c)) {
+            safe.push(c);
+        } else {
+            let _ = write!(safe, "{}", c.escape_default());
+        }
+    }
+    safe
+}
+
+/// Characters that change how others are shown: bidirectional controls, zero-width marks, line separators.
+fn is_formatting(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A command line as one would type it, escaped for a terminal.
+pub fn command_line(argv: &[String]) -> String {
+    let words: Vec<String> = argv.iter().map(|word| quote(word)).collect();
+    escape(&words.join(" "))
+}
+
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Cuts a text to `columns` terminal cells, with `…` as the last one where something was cut.
+pub fn cut(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    let mut used = 0;
+    for c in text.chars() {
+        used += c.width().unwrap_or(0);
+        if used + 1 > columns {
+            break;
+        }
+        short.push(c);
+    }
+    if columns > 0 {
+        short.push('…');
+    }
+    short
+}
+
+/// A duration to two units, as precise as a person wants it: `0.4s`, `12s`, `2h 3m`.
+pub fn duration(duration: Duration) -> String {
+    if duration < Duration::from_secs(10) {
+        return format!("{:.1}s", duration.as_secs_f64());
+    }
+    let whole = Duration::from_secs(duration.as_secs());
+    let spelled = humantime::format_duration(whole).to_string();
+    spelled.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A duration that somebody chose, to the last digit: `10s`, `1.5s`, `250ms`.
+pub fn exact_duration(duration: Duration) -> String {
+    if duration.as_secs() > 0 && duration.subsec_nanos() > 0 && duration.as_secs() < 60 {
+        return format!("{}s", duration.as_secs_f64());
+    }
+    humantime::format_duration(duration).to_string()
+}
+
+/// A size in the largest binary unit that keeps it above 1: `512B`, `1.4G`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "K", "M", "G", "T", "P"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 99.95 {
+        format!("{value:.0}{}", UNITS[unit])
+    } else {
+        format!("{value:.1}{}", UNITS[unit])
+    }
+}
+
+/// `1 job`, `2 jobs`; `1 process`, `2 processes`.
+pub fn count(n: usize, thing: &str) -> String {
+    match (n, thing.ends_with('s')) {
+        (1, _) => format!("1 {thing}"),
+        (_, true) => format!("{n} {thing}es"),
+        (_, false) => format!("{n} {thing}s"),
+    }
+}
+
+/// Reads a duration as the command line and the configuration take it: seconds with decimals, or humantime's
+/// units (`1h 30m`, `250ms`).
+///
+/// # Errors
+/// A sentence fragment that says what a duration looks like.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let parsed = if plain {
+        text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    } else if let Some(decimal) = decimal_with_unit(text) {
+        Some(decimal)
+    } else {
+        humantime::parse_duration(text).ok()
+    };
+    parsed.ok_or_else(|| "a duration is seconds (90, 0.5) or has units (1h 30m, 250ms)".to_owned())
+}
+
+/// `1.5s`, `0.5m`, `2.5h`: humantime takes whole numbers only.
+fn decimal_with_unit(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let (number, unit) = text.split_at(unit_at);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let number: f64 = number.trim_end().parse().ok()?;
+    if number.is_finite() && number >= 0.0 { Duration::try_from_secs_f64(number * seconds).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_read_like_a_clock() {
+        let cases =
+            [(0.04, "0.0s"), (0.44, "0.4s"), (9.96, "10.0s"), (59.0, "59s"), (7384.0, "2h 3m"), (93_784.0, "1day 2h")];
+        for (seconds, text) in cases {
+            assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn both_spellings_of_a_duration_are_read() {
+        let millis = |ms| Ok(Duration::from_millis(ms));
+        assert_eq!(parse_duration("90"), millis(90_000));
+        assert_eq!(parse_duration("0.5"), millis(500));
+        assert_eq!(parse_duration("1h 30m"), millis(5_400_000));
+        assert_eq!(parse_duration("250ms"), millis(250));
+        assert_eq!(parse_duration("1.5s"), millis(1500));
+        assert_eq!(parse_duration("0"), millis(0));
+        for bad in ["", "-1", "abc", "1e99999s", "5 parsecs", "1..2", "NaN", "infs"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_use_the_largest_unit_that_fits() {
+        let cases = [(0, "0B"), (999, "999B"), (1024, "1.0K"), (1_503_238_553, "1.4G"), (123 << 20, "123M")];
+        for (size, text) in cases {
+            assert_eq!(bytes(size), text);
+        }
+    }
+
+    #[test]
+    fn hostile_text_cannot_reach_the_terminal() {
+        assert_eq!(escape("a\x1b[2Jb\n\r\u{202e}é漢"), r"a\u{1b}[2Jb\n\r\u{202e}é漢");
+        assert_eq!(command_line(&["rm".into(), "a b".into(), "it's".into(), String::new()]), r"rm 'a b' 'it'\''s' ''");
+    }
+
+    #[test]
+    fn a_cut_text_fits() {
+        assert_eq!(cut("漢字漢字", 5), "漢字…");
+        assert_eq!(cut("make", 4), "make");
+        assert_eq!(cut("make", 0), "");
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_text_has_no_control_character(text: String) {
+            let safe = escape(&text);
+            prop_assert!(!safe.chars().any(|c| c.is_control() || is_formatting(c)));
+        }
+
+        #[test]
+        fn parsing_any_duration_never_panics(text: String) {
+            let _ = parse_duration(&text);
+        }
+
+        #[test]
+        fn a_cut_text_never_exceeds_its_columns(text: String, columns in 0usize..40) {
+            prop_assert!(cut(&escape(&text), columns).width() <= columns);
+        }
+    }
+}
