@@ -1,0 +1,321 @@
+//! A place in the queue, from joining to holding the machine to giving it back.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::decide::{Decision, Entry, Life, Target, decide};
+use super::file::LockFile;
+use super::queue::Queue;
+use super::ticket::{Change, Joined, Record, Seen, Ticket, whole_file};
+use super::wait::{self, Call, Slept};
+use super::{LockError, queue_directory};
+use crate::job::Mode;
+
+/// How many tickets ahead are looked at to tell the user who is in the way. Beyond, they are only counted.
+const LOOKED_AT: usize = 64;
+
+/// Asks whether a dead ticket names nothing any more; see [`Queue`].
+pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
+
+/// What can end a wait from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    /// Ends the wait when it becomes readable.
+    pub interrupt: BorrowedFd<'a>,
+    /// Ends the wait when it has passed.
+    pub deadline: Option<Instant>,
+}
+
+/// How waiting for the machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// The machine is ours.
+    Held,
+    /// `--nonblock`, and it would have had to wait.
+    Busy,
+    /// The descriptor to watch became readable.
+    Interrupted,
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// Who is ahead of a waiter, as of the moment it looked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// How many jobs are in the way.
+    pub jobs: usize,
+    /// Every one of them was seen alive; false where there were too many to look at.
+    pub exact: bool,
+    /// The first job that has the machine.
+    pub runner: Option<(u32, Record)>,
+}
+
+/// A job in the queue.
+#[derive(Debug)]
+pub struct Place {
+    file: LockFile,
+    queue: Queue,
+    ticket: Ticket,
+    joined: Joined,
+    mode: Mode,
+}
+
+impl Place {
+    /// Joins the queue of the lock file. The lock is handed back if `limits` ended the wait for the directory.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn join(
+        lock: Lock,
+        joined: Joined,
+        limits: Limits<'_>,
+        spent: Spent<'_>,
+    ) -> Result<Result<Self, Lock>, LockError> {
+        let Some(ticket) = enter(&lock.queue, &joined, limits, spent)? else {
+            return Ok(Err(lock));
+        };
+        let mode = joined.mode;
+        Ok(Ok(Self { file: lock.file, queue: lock.queue, ticket, joined, mode }))
+    }
+
+    /// Our ticket.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The lock file that is waited for.
+    pub fn lock_file(&self) -> &LockFile {
+        &self.file
+    }
+
+    /// Waits until the machine is ours. With `nonblock` it never sleeps. `on_wait` is told once per change of what
+    /// is waited for, never woken for anything else. May be called again after `Interrupted`.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn wait(
+        &mut self,
+        nonblock: bool,
+        limits: Limits<'_>,
+        mut on_wait: impl FnMut(Ahead, &Self),
+    ) -> Result<Woken, LockError> {
+        let mut told = None;
+        loop {
+            let queue = self.queue.entries()?;
+            let target = match self.decide(&queue) {
+                // Holders ahead may be shared with us, or about to unlink their tickets: the lock file knows.
+                Decision::Start | Decision::Wait(Target::LockFile) if self.file.try_lock(self.mode)? => {
+                    return self.granted();
+                }
+                Decision::Start => Target::LockFile,
+                Decision::Wait(target) => target,
+            };
+            if nonblock {
+                return Ok(Woken::Busy);
+            }
+            if told != Some(target) {
+                told = Some(target);
+                on_wait(self.ahead(&queue), self);
+            }
+            match self.sleep_on(target, limits)? {
+                Slept::Done if target == Target::LockFile => {
+                    // The second look: a waiter that was stopped may have come back before us meanwhile. Holders
+                    // do not matter now; we have what they would have had to have.
+                    match self.decide(&self.queue.entries()?) {
+                        Decision::Wait(Target::Ticket(_)) => self.file.unlock(),
+                        Decision::Start | Decision::Wait(Target::LockFile) => return self.granted(),
+                    }
+                }
+                Slept::Done => {}
+                Slept::Interrupted => return Ok(Woken::Interrupted),
+                Slept::TimedOut => return Ok(Woken::TimedOut),
+            }
+        }
+    }
+
+    fn decide(&self, queue: &[Entry]) -> Decision {
+        decide(self.ticket.entry, queue, |entry| self.queue.see(entry).map_or(Life::Dead, |seen| seen.life()))
+    }
+
+    fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<Slept, LockError> {
+        let Limits { interrupt, deadline } = limits;
+        let slept = match target {
+            Target::LockFile => wait::sleep_on(Call::Flock(self.file.as_fd(), self.mode), interrupt, deadline),
+            Target::Ticket(entry) => match self.queue.see(entry) {
+                Some(seen) => {
+                    let fd = seen.into_fd();
+                    wait::sleep_on(Call::WriterGone(fd.as_fd()), interrupt, deadline)
+                }
+                None => Ok(Slept::Done),
+            },
+        };
+        slept.map_err(LockError::Wait)
+    }
+
+    /// We have the lock file: check that it still excludes others, and say so in the ticket.
+    fn granted(&self) -> Result<Woken, LockError> {
+        if !self.file.still_named() {
+            self.file.unlock();
+            return Err(LockError::Replaced(self.file.path().to_owned()));
+        }
+        let at_usec = crate::clock::boottime_usec();
+        if let Err(error) = self.ticket.record(&Change::Granted { at_usec }) {
+            self.file.unlock();
+            return Err(error);
+        }
+        Ok(Woken::Held)
+    }
+
+    /// Who is ahead of us now.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn ahead_now(&self) -> Result<Ahead, LockError> {
+        Ok(self.ahead(&self.queue.entries()?))
+    }
+
+    fn ahead(&self, queue: &[Entry]) -> Ahead {
+        let me = self.ticket.entry;
+        let ahead: Vec<Entry> =
+            queue.iter().copied().filter(|e| e.number < me.number && e.mode.conflicts_with(me.mode)).collect();
+        let live = ahead.iter().take(LOOKED_AT).filter_map(|&e| self.queue.see(e)).filter(Seen::is_live);
+        let mut jobs = ahead.len().saturating_sub(LOOKED_AT);
+        let exact = jobs == 0;
+        let mut runner = None;
+        for seen in live {
+            jobs += 1;
+            if runner.is_none() {
+                let record = seen.record().filter(|record| record.granted_usec.is_some());
+                runner = record.map(|record| (seen.uid, record));
+            }
+        }
+        Ahead { jobs, exact, runner }
+    }
+
+    /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
+    pub fn stop(&self) {
+        // If this cannot be written, a newcomer may clean the ticket away and the place is lost: still safe.
+        let _ = self.ticket.record(&Change::Stopped);
+        let _ = fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+    }
+
+    /// Goes on after [`Place::stop`]: in the old place if nobody overtook it, else at the end of the queue.
+    /// False if `limits` ended the wait for the directory.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn resume(&mut self, limits: Limits<'_>, spent: Spent<'_>) -> Result<bool, LockError> {
+        {
+            // Under the directory's flock nobody can be removing our ticket.
+            let Some(_lock) = self.queue.lock_directory(limits.interrupt, limits.deadline)? else {
+                return Ok(false);
+            };
+            let relock = || fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).is_ok();
+            if self.ticket.still_named() && !self.overtaken()? && relock() {
+                // Any line after `stopped` says that the waiter goes on.
+                let resumed = Change::Resumed;
+                self.ticket.record(&resumed)?;
+                return Ok(true);
+            }
+        }
+        let joined_usec = crate::clock::boottime_usec();
+        let joined = Joined { joined_usec, ..self.joined.clone() };
+        let Some(ticket) = enter(&self.queue, &joined, limits, spent)? else {
+            return Ok(false);
+        };
+        let left = std::mem::replace(&mut self.ticket, ticket);
+        self.joined = joined;
+        left.unlink();
+        Ok(true)
+    }
+
+    /// Whether a job that came later and conflicts with us has started.
+    fn overtaken(&self) -> Result<bool, LockError> {
+        let me = self.ticket.entry;
+        let entries = self.queue.entries()?;
+        let later = entries.into_iter().filter(|e| e.number > me.number && e.mode.conflicts_with(me.mode));
+        Ok(later.filter_map(|entry| self.queue.see(entry)).any(|seen| seen.life() == Life::Holding))
+    }
+
+    /// Leaves the queue.
+    pub fn leave(self) {
+        self.ticket.unlink();
+    }
+
+    /// After [`Woken::Held`].
+    pub fn hold(self) -> Hold {
+        Hold { file: self.file, queue: self.queue, ticket: self.ticket }
+    }
+}
+
+fn enter(queue: &Queue, joined: &Joined, limits: Limits<'_>, spent: Spent<'_>) -> Result<Option<Ticket>, LockError> {
+    let draft = queue.draft(joined)?;
+    let Some(lock) = queue.lock_directory(limits.interrupt, limits.deadline)? else {
+        return Ok(None);
+    };
+    queue.clean(&lock, spent);
+    Ok(Some(queue.publish(draft, joined, &lock)?))
+}
+
+/// The machine, held.
+#[derive(Debug)]
+pub struct Hold {
+    file: LockFile,
+    queue: Queue,
+    ticket: Ticket,
+}
+
+impl Hold {
+    /// Our ticket.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The descriptors whose open file descriptions are the lock and the ticket's life: a guard shares them.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.file.as_fd(), self.ticket.as_fd()]
+    }
+
+    /// Dead tickets of jobs that may not run beside a job of our mode. Their groups may still have members.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn dead(&self) -> Result<Vec<(Seen, Record)>, LockError> {
+        let me = self.ticket.entry;
+        let others = self.queue.entries()?.into_iter();
+        let conflicting = others.filter(|e| e.number != me.number && e.mode.conflicts_with(me.mode));
+        Ok(conflicting
+            .filter_map(|entry| self.queue.see(entry))
+            .filter(|seen| !seen.is_live())
+            .filter_map(|seen| seen.record().map(|record| (seen, record)))
+            .collect())
+    }
+
+    /// Gives the machine back. The lock file first: the ticket keeps our place until the machine is free, and is
+    /// unlinked while it is still locked, so that nobody can meanwhile take it for a dead one and its number for free.
+    pub fn release(self) {
+        self.file.unlock();
+        self.ticket.unlink();
+    }
+}
+
+/// Lock file and queue of a machine that is set up, opened.
+#[derive(Debug)]
+pub struct Lock {
+    /// The lock file.
+    pub file: LockFile,
+    /// The queue directory.
+    pub queue: Queue,
+}
+
+impl Lock {
+    /// Opens both, without joining.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn open(path: &std::path::Path) -> Result<Self, LockError> {
+        Ok(Self { file: LockFile::open(path)?, queue: Queue::open(&queue_directory(path))? })
+    }
+}

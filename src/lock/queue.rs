@@ -1,0 +1,265 @@
+//! The queue directory: reading it, joining, and removing what the dead left.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode as FileMode, OFlags};
+use rustix::io::Errno;
+
+use super::LockError;
+use super::decide::Entry;
+use super::file::CAREFULLY;
+use super::ticket::{Joined, Record, Seen, Ticket, append, path_of, whole_file};
+use super::wait::{self, Call, Slept};
+use crate::error::FileError;
+use crate::job::{JobId, Mode};
+
+/// The highest number a ticket may have. A file with a higher one is not a ticket.
+const MAX_NUMBER: u64 = 1 << 62;
+
+/// How many of the oldest tickets a newcomer looks at to clean up. Dead ones are rare (their supervisor and guard
+/// were both killed) and become the oldest in time; looking at all would make joining a long queue slow.
+const CLEANED_BY_A_NEWCOMER: usize = 8;
+
+/// The file name of a ticket.
+pub(super) fn file_name(entry: Entry) -> String {
+    let letter = match entry.mode {
+        Mode::Exclusive => 'x',
+        Mode::Shared => 's',
+    };
+    format!("{}.{letter}", entry.number)
+}
+
+/// The ticket that a file name stands for; `None` for every name that perflock would not have made.
+fn parse_file_name(name: &[u8]) -> Option<Entry> {
+    let (number, letter) = std::str::from_utf8(name).ok()?.split_once('.')?;
+    let mode = match letter {
+        "x" => Mode::Exclusive,
+        "s" => Mode::Shared,
+        _ => return None,
+    };
+    let entry = Entry { number: number.parse().ok()?, mode };
+    let one_spelling = file_name(entry).as_bytes() == name;
+    (one_spelling && entry.number <= MAX_NUMBER).then_some(entry)
+}
+
+/// The opened queue directory.
+#[derive(Debug)]
+pub struct Queue {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Queue {
+    /// Opens the queue directory.
+    ///
+    /// # Errors
+    /// It is missing, not permitted, or not a directory.
+    pub fn open(path: &Path) -> Result<Self, LockError> {
+        let wrong = |kind| LockError::WrongKind { path: path.to_owned(), kind, expected: "a directory" };
+        match rustix::fs::open(path, CAREFULLY | OFlags::DIRECTORY, FileMode::empty()) {
+            Ok(fd) => Ok(Self { directory: fd.into(), path: path.to_owned() }),
+            Err(Errno::NOENT) => Err(LockError::Missing(path.to_owned())),
+            Err(Errno::NOTDIR) => Err(wrong("not a directory")),
+            Err(Errno::LOOP) => Err(wrong("a symbolic link")),
+            Err(errno) => Err(FileError::on("open the queue directory", path)(errno).into()),
+        }
+    }
+
+    /// Where the queue is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every ticket's place and mode, earliest first, from one reading of the directory; nothing is opened.
+    ///
+    /// # Errors
+    /// The directory could not be read.
+    pub fn entries(&self) -> Result<Vec<Entry>, LockError> {
+        let read = || -> rustix::io::Result<Vec<Entry>> {
+            let mut entries = Vec::new();
+            for file in Dir::read_from(&self.directory)? {
+                entries.extend(parse_file_name(file?.file_name().to_bytes()));
+            }
+            Ok(entries)
+        };
+        let mut entries = read().map_err(FileError::on("read the queue directory", &self.path))?;
+        entries.sort_unstable();
+        Ok(entries)
+    }
+
+    /// Looks at one ticket. `None` if it is gone or no ticket.
+    pub fn see(&self, entry: Entry) -> Option<Seen> {
+        Seen::open(self.directory.as_fd(), entry)
+    }
+
+    /// Locks the directory, for the few microseconds that numbering or cleaning takes. `None` if interrupted or late.
+    pub(super) fn lock_directory(
+        &self,
+        interrupt: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<DirectoryLock<'_>>, LockError> {
+        let lock = DirectoryLock { directory: &self.directory };
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(errno) => return Err(FileError::on("lock", &self.path)(errno).into()),
+        }
+        let call = Call::Flock(self.directory.as_fd(), Mode::Exclusive);
+        let slept = wait::sleep_on(call, interrupt, deadline).map_err(LockError::Wait)?;
+        Ok((slept == Slept::Done).then_some(lock))
+    }
+
+    /// Writes a ticket that has no name yet.
+    pub(super) fn draft(&self, joined: &Joined) -> Result<Draft<'_>, LockError> {
+        let path = &self.path;
+        let open = |name: &str, flags: OFlags| {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::APPEND | flags;
+            rustix::fs::openat(&self.directory, name, flags, FileMode::RUSR | FileMode::WUSR)
+        };
+        let (fd, scratch) = match open(".", OFlags::TMPFILE) {
+            Ok(fd) => (Ok(fd), None),
+            // A filesystem without O_TMPFILE (overlayfs before Linux 6.1): a name that is not a ticket's.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                let name = format!("new-{}-{:x}", joined.pid, joined.joined_usec);
+                (open(&name, OFlags::CREATE | OFlags::EXCL), Some(name))
+            }
+            Err(errno) => (Err(errno), None),
+        };
+        let file = File::from(fd.map_err(FileError::on("make a ticket in", path))?);
+        let draft = Draft { file, scratch, queue: self };
+        append(&draft.file, joined).map_err(FileError::on("write a ticket in", path))?;
+        // Others must be able to wait on it whatever our umask is.
+        let readable = FileMode::from_raw_mode(0o644);
+        rustix::fs::fchmod(&draft.file, readable).map_err(FileError::on("make a ticket readable in", path))?;
+        fcntl(&draft.file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)))
+            .map_err(FileError::on("lock a ticket in", path))?;
+        Ok(draft)
+    }
+
+    /// Gives a drafted ticket the next number and its name.
+    pub(super) fn publish(
+        &self,
+        draft: Draft<'_>,
+        joined: &Joined,
+        _: &DirectoryLock<'_>,
+    ) -> Result<Ticket, LockError> {
+        let inode = draft.file.metadata().map_err(FileError::on("look at a ticket in", &self.path))?.ino();
+        let highest = self.entries()?.last().copied();
+        let mut entry = Entry { number: highest.map_or(0, |last| last.number), mode: joined.mode };
+        loop {
+            if entry.number >= MAX_NUMBER {
+                return Err(self.no_number_left(highest));
+            }
+            entry.number += 1;
+            match self.link(&draft.file, entry) {
+                Ok(()) => break,
+                // A name that `entries` passed over, or a plain user's prank between the two calls.
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(FileError::on("put a ticket into", &self.path)(errno).into()),
+            }
+        }
+        let boot = super::short_boot(&joined.boot);
+        let id = JobId { number: entry.number, inode, boot, joined_usec: joined.joined_usec };
+        let file = draft.file.try_clone().map_err(FileError::on("keep open a ticket in", &self.path))?;
+        Ok(Ticket::new(file, entry, id, path_of(&self.path, entry)))
+    }
+
+    fn link(&self, file: &File, entry: Entry) -> rustix::io::Result<()> {
+        use std::os::fd::AsRawFd;
+        // Linking by descriptor (AT_EMPTY_PATH) needs a privilege; this is the way that open(2) documents.
+        let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        rustix::fs::linkat(rustix::fs::CWD, by_descriptor, &self.directory, file_name(entry), follow)
+    }
+
+    fn no_number_left(&self, highest: Option<Entry>) -> LockError {
+        let entry = highest.unwrap_or(Entry { number: MAX_NUMBER, mode: Mode::Exclusive });
+        let owner = self.see(entry).map_or_else(|| "unknown".to_owned(), |seen| crate::user::name(seen.uid));
+        LockError::NoNumberLeft { path: path_of(&self.path, entry), owner }
+    }
+
+    /// Removes dead tickets among the oldest. `spent` is asked whether anything is left of a dead job that its
+    /// ticket must go on naming: a populated group, or a stopped waiter's place.
+    pub(super) fn clean(&self, lock: &DirectoryLock<'_>, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
+        let Ok(entries) = self.entries() else { return };
+        for entry in entries.into_iter().take(CLEANED_BY_A_NEWCOMER) {
+            if let Some(seen) = self.see(entry) {
+                self.remove_dead(lock, seen, spent);
+            }
+        }
+    }
+
+    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
+        let own_uid = rustix::process::geteuid().as_raw();
+        let permitted = own_uid == 0 || own_uid == seen.uid;
+        if !permitted || seen.is_live() {
+            return;
+        }
+        // A dead ticket without a first line was never published whole: nothing hangs on it.
+        let removable = seen.record().is_none_or(|record| spent(&seen, &record));
+        if removable && seen.still_named(self.directory.as_fd()) {
+            let _ = rustix::fs::unlinkat(&self.directory, file_name(seen.entry), AtFlags::empty());
+        }
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// The directory's flock, let go when dropped.
+pub(super) struct DirectoryLock<'a> {
+    directory: &'a File,
+}
+
+impl Drop for DirectoryLock<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(self.directory, FlockOperation::Unlock);
+    }
+}
+
+/// A ticket before it is in the queue.
+pub(super) struct Draft<'a> {
+    file: File,
+    scratch: Option<String>,
+    queue: &'a Queue,
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.scratch {
+            let _ = rustix::fs::unlinkat(&self.queue.directory, name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_names_of_our_own_spelling_are_tickets() {
+        let entry = |number, mode| Some(Entry { number, mode });
+        assert_eq!(parse_file_name(b"7.x"), entry(7, Mode::Exclusive));
+        assert_eq!(parse_file_name(b"4611686018427387904.s"), entry(MAX_NUMBER, Mode::Shared));
+        for name in ["", "x", ".x", "7", "7.", "7.y", "07.x", "+7.x", " 7.x", "7.x ", "18446744073709551615.x", "-1.s"]
+        {
+            assert_eq!(parse_file_name(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_name_is_read_without_panic(name: Vec<u8>) {
+            let _ = parse_file_name(&name);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Setting a machine up: the lock file and the queue directory, once, by root.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Gid, Mode as FileMode, OFlags};
+use rustix::io::Errno;
+
+use super::file::{CAREFULLY, LockFile};
+use super::queue::Queue;
+use super::{LockError, queue_directory};
+use crate::error::FileError;
+
+/// Who may use the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// Everybody.
+    All,
+    /// One group. Without read permission on the lock file others cannot lock it: flock(2) needs no write
+    /// permission, so a 0644 file could be locked exclusively by anybody.
+    Group(u32),
+    /// Only the user who makes it: `--private`.
+    Own,
+}
+
+impl Users {
+    fn modes(self) -> (u32, u32) {
+        match self {
+            Self::All => (0o666, 0o1777),
+            // Set-group-ID: tickets belong to the group too, whatever their maker's primary group.
+            Self::Group(_) => (0o660, 0o3775),
+            Self::Own => (0o600, 0o700),
+        }
+    }
+}
+
+/// Creates what is missing, and with `repair` also sets owner group and modes of what exists. Returns a line for
+/// each thing that was changed; none if there was nothing to do.
+///
+/// # Errors
+/// Not permitted, or something else stands in the place of the file or the directory.
+pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<String>, LockError> {
+    let directory = queue_directory(lock);
+    let (file_mode, directory_mode) = users.modes();
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made_file = match rustix::fs::open(lock, create, FileMode::from_raw_mode(0o600)) {
+        Ok(_) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => return Err(FileError::on("create", lock)(errno).into()),
+    };
+    let made_directory = match rustix::fs::mkdir(&directory, FileMode::from_raw_mode(0o700)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => return Err(FileError::on("create", &directory)(errno).into()),
+    };
+    // Opened with every care, so that a link that somebody put here is refused, not followed.
+    LockFile::open(lock)?;
+    Queue::open(&directory)?;
+    let mut changes = Vec::new();
+    // The directory first: a lock file that others may use means that the queue is there.
+    let all = [
+        (&*directory, made_directory, directory_mode, OFlags::DIRECTORY),
+        (lock, made_file, file_mode, OFlags::empty()),
+    ];
+    for (path, made, mode, flags) in all {
+        let changed = (made || repair) && permit(path, users, mode, flags)?;
+        if made || changed {
+            let what = if made { "created" } else { "set the permissions of" };
+            changes.push(format!("{what} {} ({}mode {mode:04o})", path.display(), group_note(users)));
+        }
+    }
+    Ok(changes)
+}
+
+fn group_note(users: Users) -> String {
+    match users {
+        Users::All | Users::Own => String::new(),
+        Users::Group(gid) => format!("group {gid}, "),
+    }
+}
+
+/// Sets group and mode; false if they were right.
+fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, LockError> {
+    let fd = rustix::fs::open(path, CAREFULLY | flags, FileMode::empty()).map_err(FileError::on("open", path))?;
+    let file = std::fs::File::from(fd);
+    let metadata = file.metadata().map_err(FileError::on("look at", path))?;
+    let gid = match users {
+        Users::All | Users::Own => metadata.gid(),
+        Users::Group(gid) => gid,
+    };
+    let right = metadata.mode() & 0o7777 == mode && metadata.gid() == gid;
+    if !right {
+        let group = Some(Gid::from_raw(gid));
+        rustix::fs::chownat(&file, "", None, group, AtFlags::EMPTY_PATH)
+            .map_err(FileError::on("set the group of", path))?;
+        rustix::fs::fchmod(&file, FileMode::from_raw_mode(mode)).map_err(FileError::on("set the mode of", path))?;
+    }
+    Ok(!right)
+}
+
+/// The lock file of `--private`, set up: in the user's run-time directory, else in a directory of the user's own in
+/// `/tmp`. A directory there that somebody else made is refused.
+///
+/// # Errors
+/// See [`set_up`].
+pub fn private_lock() -> Result<PathBuf, LockError> {
+    let uid = rustix::process::geteuid().as_raw();
+    let owned = |path: &Path| {
+        std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == uid && m.mode() & 0o077 == 0)
+    };
+    let run_time = PathBuf::from(format!("/run/user/{uid}"));
+    let directory = if owned(&run_time) { run_time } else { PathBuf::from(format!("/tmp/perflock-{uid}")) };
+    match rustix::fs::mkdir(&directory, FileMode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(FileError::on("create", &directory)(errno).into()),
+    }
+    if !owned(&directory) {
+        let kind = "not a directory that only you can use";
+        return Err(LockError::WrongKind { path: directory, kind, expected: "one" });
+    }
+    let lock = directory.join("perflock");
+    set_up(&lock, Users::Own, false)?;
+    Ok(lock)
+}
