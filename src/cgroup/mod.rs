@@ -1,0 +1,179 @@
+//! Job groups: one interface over what machines offer for keeping a whole process tree together.
+//!
+//! # Theory of operation
+//!
+//! A job's command is **born** in a group of its own, by `clone3(CLONE_INTO_CGROUP)`. A process is never moved by
+//! writing `cgroup.procs`: that takes a kernel-wide lock and stalls every fork of the machine, the guarded benchmark's
+//! included. Children are in the group without doing anything, however often they fork, daemonise or change session.
+//!
+//! **Empty means `populated 0`** in `cgroup.events`. An empty `cgroup.procs` means nothing (it does not list
+//! sub-groups, and newer kernels hide processes in their last exit), nor does a successful rmdir. A group that is
+//! gone is empty.
+//!
+//! **Killing** is `cgroup.kill`, at the job group and nowhere below, written again until the group is empty: before
+//! Linux 6.14 a fork in flight can survive one write. Before every write the group's name must be one that perflock
+//! makes and the group must not contain ourselves. Single signals go by pidfd, opened between two readings of the
+//! member list: a number that is in both, and whose pidfd still takes the signal, meant one process throughout.
+//!
+//! Where no group can be had, [`subreaper`] keeps a weaker promise; [`detect`] says why.
+
+pub mod detect;
+pub mod subreaper;
+pub mod usage;
+pub mod v2;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+pub use detect::{Detected, Place, Refusal, detect};
+pub use usage::Usage;
+
+use crate::error::FileError;
+
+/// How a job group is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A cgroup v2 group directly below our own.
+    V2,
+    /// No group: descendants, and a marker in the environment.
+    Subreaper,
+}
+
+impl Backend {
+    /// The name in tickets.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+            Self::Subreaper => "subreaper",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a job group could not be made or worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// A system call on a file of the group failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not a group that perflock may touch.
+    #[error("refusing to touch {}: {why}", .path.display())]
+    Refused {
+        /// The group.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The group could not be killed.
+    #[error("cannot kill the group {}: {why}", .path.display())]
+    Kill {
+        /// The group.
+        path: PathBuf,
+        /// cgroups-rs's reason.
+        why: String,
+    },
+}
+
+/// Whether a group has a living member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Population {
+    /// None: every one is dead.
+    Empty,
+    /// At least one.
+    Populated,
+}
+
+/// How the job's first process gets into the group.
+#[derive(Clone, Copy, Debug)]
+pub enum Maker<'a> {
+    /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.
+    Into(BorrowedFd<'a>),
+    /// The supervisor makes it by a plain fork, with this entry added to its environment.
+    Marked(&'a str),
+}
+
+/// A job group of any backend.
+pub trait JobGroup: fmt::Debug {
+    /// How it was made.
+    fn backend(&self) -> Backend;
+    /// Its path in the v2 hierarchy, where it has one.
+    fn path(&self) -> Option<&Path>;
+    /// How the first process gets in.
+    fn maker(&self) -> Maker<'_>;
+    /// A child of ours that is not a member.
+    fn exclude(&mut self, pid: i32);
+    /// Whether a member lives.
+    fn population(&self) -> Population;
+    /// A descriptor on which poll(2) reports `POLLPRI` when the population may have changed; the kernel limits that
+    /// to one notice per 10 ms. `None`: changes come as SIGCHLD.
+    fn changes(&self) -> Option<BorrowedFd<'_>>;
+    /// Every member that can be listed, sub-groups included.
+    fn members(&self) -> Vec<i32>;
+    /// Whether this process is a member; false where it cannot be known.
+    fn contains(&self, pid: i32) -> bool;
+    /// Kills every member once. Call it again until the group is empty.
+    ///
+    /// # Errors
+    /// The group is not one that may be killed, or the kernel refused.
+    fn kill(&self) -> Result<(), GroupError>;
+    /// What the job has used so far. Read it before [`JobGroup::remove`].
+    fn usage(&self) -> Usage;
+    /// Removes the empty group with its sub-groups.
+    ///
+    /// # Errors
+    /// The kernel refused; the group stays, empty.
+    fn remove(&self) -> Result<(), GroupError>;
+    /// What the guard must keep open to do its work.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+}
+
+/// Makes the group `name` where `place` says.
+///
+/// # Errors
+/// See [`GroupError`].
+pub fn create(place: &Place, name: &str) -> Result<Box<dyn JobGroup>, GroupError> {
+    Ok(match place {
+        Place::V2(parent) => Box::new(v2::Group::create(parent, name)?),
+        Place::Subreaper => Box::new(subreaper::Group::create(name)?),
+    })
+}
+
+/// How many pidfds are open at a time while members are signalled: well below the usual limit of 1024.
+const BATCH: usize = 256;
+
+/// Sends each of `signals` to every member, and returns those that took the first. Members that appear meanwhile
+/// are missed; [`JobGroup::kill`] misses none.
+pub fn signal_members(group: &dyn JobGroup, signals: &[Signal]) -> Vec<i32> {
+    let mut signalled = Vec::new();
+    for batch in group.members().chunks(BATCH) {
+        let opened: Vec<(i32, OwnedFd)> = batch.iter().filter_map(|&pid| Some((pid, open_pidfd(pid).ok()?))).collect();
+        let mut still = group.members();
+        still.sort_unstable();
+        for (pid, fd) in opened {
+            if still.binary_search(&pid).is_ok() && send_all(&fd, signals).is_ok() {
+                signalled.push(pid);
+            }
+        }
+    }
+    signalled
+}
+
+fn send_all(pidfd: &OwnedFd, signals: &[Signal]) -> rustix::io::Result<()> {
+    signals.iter().try_for_each(|&signal| pidfd_send_signal(pidfd, signal))
+}
+
+/// A pidfd for a process number from a file. 0 stands for a process of another pid namespace, and 1 is nobody's job.
+fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    let unusable = || io::Error::from(io::ErrorKind::NotFound);
+    let pid = Pid::from_raw(pid).filter(|pid| !pid.is_init()).ok_or_else(unusable)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}

@@ -1,0 +1,177 @@
+//! The fallback where no group can be had: the supervisor becomes a child subreaper (prctl(2)), so that every orphaned
+//! descendant comes back to it, and the command carries a marker in its environment by which the guard, or the next
+//! perflock, finds members when the supervisor is dead.
+//!
+//! The promise is weaker, and announced: a member that empties its environment and outlives the supervisor is lost,
+//! and killing is a race against forks that is won by stopping every process first.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, signal_members};
+use crate::error::FileError;
+use crate::procfs::{Proc, Stat};
+
+/// The environment variable that marks a member.
+pub const MARKER: &str = "PERFLOCK_MEMBER";
+
+/// How often the tree is walked to stop new children before what was found is killed.
+const STOP_ROUNDS: usize = 8;
+
+/// The descendants of one supervisor.
+#[derive(Debug)]
+pub struct Group {
+    proc: Proc,
+    /// `PERFLOCK_MEMBER=NAME`.
+    marker: String,
+    /// `None` for a job whose supervisor is dead: only the marker tells its members.
+    supervisor: Option<i32>,
+    /// Children of ours that are not members: the guard, and what we had before the job began.
+    excluded: Vec<i32>,
+}
+
+impl Group {
+    /// Makes this process the subreaper of the job `name`.
+    ///
+    /// # Errors
+    /// The kernel refused, or `/proc` cannot be read.
+    pub fn create(name: &str) -> Result<Self, GroupError> {
+        let proc = Proc::default();
+        let own = std::process::id().cast_signed();
+        // Children that we were started with (`sleep & exec perflock`) are nobody's job.
+        let excluded = children_of(&snapshot(&proc), own);
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(FileError::on("become the subreaper of", Path::new("the job")))?;
+        Ok(Self { proc, marker: format!("{MARKER}={name}"), supervisor: Some(own), excluded })
+    }
+
+    /// The members of the job `name` whose supervisor is dead.
+    pub fn adopt(name: &str) -> Self {
+        Self { proc: Proc::default(), marker: format!("{MARKER}={name}"), supervisor: None, excluded: Vec::new() }
+    }
+
+    fn living_members(&self) -> Vec<Stat> {
+        let all = snapshot(&self.proc);
+        let own = std::process::id().cast_signed();
+        // In the guard, the supervisor is dead when this is asked: its number may have come to mean another process.
+        let mut roots = if self.supervisor == Some(own) { children_of(&all, own) } else { Vec::new() };
+        roots.retain(|pid| !self.excluded.contains(pid));
+        let marked = all.iter().filter(|stat| self.proc.environ_has(stat.pid, &self.marker).unwrap_or(false));
+        roots.extend(marked.map(|stat| stat.pid));
+        let foreign = |pid: i32| pid == own || self.excluded.contains(&pid);
+        let members = descendants(&all, roots, foreign);
+        all.into_iter().filter(|stat| members.contains(&stat.pid) && !matches!(stat.state, 'Z' | 'X')).collect()
+    }
+}
+
+fn snapshot(proc: &Proc) -> Vec<Stat> {
+    let pids = proc.pids().unwrap_or_default();
+    pids.into_iter().filter_map(|pid| proc.stat(pid).ok()).collect()
+}
+
+fn children_of(all: &[Stat], parent: i32) -> Vec<i32> {
+    all.iter().filter(|stat| stat.ppid == parent).map(|stat| stat.pid).collect()
+}
+
+/// `roots` and all their descendants, leaving out `foreign` processes with what hangs below them.
+fn descendants(all: &[Stat], roots: Vec<i32>, foreign: impl Fn(i32) -> bool) -> HashSet<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for stat in all {
+        children.entry(stat.ppid).or_default().push(stat.pid);
+    }
+    let mut found = HashSet::new();
+    let mut pending = roots;
+    while let Some(pid) = pending.pop() {
+        if !foreign(pid) && found.insert(pid) {
+            pending.extend(children.get(&pid).into_iter().flatten());
+        }
+    }
+    found
+}
+
+impl JobGroup for Group {
+    fn backend(&self) -> Backend {
+        Backend::Subreaper
+    }
+
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    fn maker(&self) -> Maker<'_> {
+        Maker::Marked(&self.marker)
+    }
+
+    fn exclude(&mut self, pid: i32) {
+        self.excluded.push(pid);
+    }
+
+    fn population(&self) -> Population {
+        if self.living_members().is_empty() { Population::Empty } else { Population::Populated }
+    }
+
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn members(&self) -> Vec<i32> {
+        self.living_members().into_iter().map(|stat| stat.pid).collect()
+    }
+
+    fn contains(&self, pid: i32) -> bool {
+        self.members().contains(&pid)
+    }
+
+    fn kill(&self) -> Result<(), GroupError> {
+        // Stopped processes do not fork: once a walk finds nobody new, killing misses nobody.
+        let mut stopped = 0;
+        for _ in 0..STOP_ROUNDS {
+            let found = signal_members(self, &[Signal::STOP]).len();
+            if found <= stopped {
+                break;
+            }
+            stopped = found;
+        }
+        signal_members(self, &[Signal::KILL]);
+        Ok(())
+    }
+
+    fn usage(&self) -> Usage {
+        // The dead leave no trace in /proc; a sum over the living would look like the whole.
+        Usage::default()
+    }
+
+    fn remove(&self) -> Result<(), GroupError> {
+        Ok(())
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: i32, ppid: i32) -> Stat {
+        Stat { pid, ppid, comm: String::new(), state: 'S', start_ticks: 1, cpu_ticks: 0 }
+    }
+
+    #[test]
+    fn the_whole_tree_is_found_but_not_what_hangs_below_the_guard() {
+        let all = [process(10, 1), process(11, 10), process(12, 11), process(20, 10), process(21, 20), process(30, 1)];
+        let mut found: Vec<i32> = descendants(&all, vec![11, 20, 30], |pid| pid == 20).into_iter().collect();
+        found.sort_unstable();
+        assert_eq!(found, [11, 12, 30]);
+    }
+
+    #[test]
+    fn a_cycle_of_reused_numbers_ends() {
+        let all = [process(11, 12), process(12, 11)];
+        assert_eq!(descendants(&all, vec![11], |_| false).len(), 2);
+    }
+}

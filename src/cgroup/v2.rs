@@ -1,0 +1,296 @@
+//! A job group in the cgroup v2 hierarchy, also where v1 hierarchies own the controllers: membership, CPU time, kill
+//! and events need none. Kernel side: Documentation/admin-guide/cgroup-v2.rst.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use cgroups_rs::fs::cgroup::Cgroup;
+use cgroups_rs::fs::{Hierarchy, Subsystem};
+use rustix::fs::{Mode as FileMode, OFlags};
+
+use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, usage};
+use crate::error::FileError;
+use crate::job::GROUP_PREFIX;
+use crate::procfs::Proc;
+
+/// A group in a mounted v2 hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Where the hierarchy is mounted.
+    pub mount: PathBuf,
+    /// The group's path in the mount, without a leading slash.
+    pub relative: PathBuf,
+    /// The group's path in the hierarchy, as `/proc/PID/cgroup` names it.
+    pub path: PathBuf,
+}
+
+impl Location {
+    /// The group `name` directly below.
+    pub fn child(&self, name: &str) -> Self {
+        Self { mount: self.mount.clone(), relative: self.relative.join(name), path: self.path.join(name) }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> PathBuf {
+        self.mount.join(&self.relative)
+    }
+}
+
+/// A job group.
+#[derive(Debug)]
+pub struct Group {
+    location: Location,
+    directory: File,
+    events: File,
+}
+
+impl Group {
+    /// Makes the group `name` below `parent`.
+    ///
+    /// # Errors
+    /// The name is not one of ours, or the kernel refused.
+    pub fn create(parent: &Location, name: &str) -> Result<Self, GroupError> {
+        let location = parent.child(name);
+        check_name(&location.path)?;
+        let path = location.directory();
+        fs::create_dir(&path).map_err(FileError::on("create the group", &path))?;
+        Self::open(location).inspect_err(|_| {
+            let _ = fs::remove_dir(&path);
+        })
+    }
+
+    /// Opens a group that a dead job left, to look at it or to kill it. `owner` is the user whose ticket named it: a
+    /// forged ticket must not make root kill somebody else's group. `None` if the group is gone.
+    ///
+    /// # Errors
+    /// The group is not that user's, or not one of ours.
+    pub fn adopt(location: Location, owner: u32) -> Result<Option<Self>, GroupError> {
+        check_name(&location.path)?;
+        let path = location.directory();
+        let refused = |why| GroupError::Refused { path: path.clone(), why };
+        if !location.relative.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(refused("its path is not a plain one"));
+        }
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(FileError::on("look at the group", &path)(error).into()),
+        };
+        if metadata.uid() != owner {
+            return Err(refused("it belongs to another user than the ticket that names it"));
+        }
+        match Self::open(location) {
+            Ok(group) => Ok(Some(group)),
+            Err(GroupError::File(error)) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open(location: Location) -> Result<Self, GroupError> {
+        let path = location.directory();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |file: &Path, flags| {
+            rustix::fs::open(file, flags, FileMode::empty()).map_err(FileError::on("open", file)).map(File::from)
+        };
+        let directory = open(&path, flags)?;
+        let magic = rustix::fs::fstatfs(&directory).map_err(FileError::on("look at", &path))?.f_type;
+        if magic != libc::CGROUP2_SUPER_MAGIC {
+            return Err(GroupError::Refused { path, why: "it is not in a cgroup v2 hierarchy" });
+        }
+        let events = open(&path.join("cgroup.events"), OFlags::RDONLY | OFlags::CLOEXEC)?;
+        Ok(Self { location, directory, events })
+    }
+
+    /// Refuses to touch a group that contains ourselves. Its name was checked when it was opened.
+    fn check_not_ours(&self) -> Result<(), GroupError> {
+        let refused = |why| GroupError::Refused { path: self.location.directory(), why };
+        match Proc::default().own_cgroup_v2() {
+            Ok(own) if own.starts_with(&self.location.path) => Err(refused("this process is a member of it")),
+            Ok(_) => Ok(()),
+            Err(_) => Err(refused("it cannot be told whether this process is a member of it")),
+        }
+    }
+}
+
+/// A job group's own component begins with our prefix, and it is never the root.
+fn check_name(path: &Path) -> Result<(), GroupError> {
+    match path.file_name().and_then(OsStr::to_str) {
+        Some(name) if name.starts_with(GROUP_PREFIX) => Ok(()),
+        _ => Err(GroupError::Refused { path: path.to_owned(), why: "its name is not a job group's" }),
+    }
+}
+
+/// The processes in the group at `directory` and in every group below it. A threaded sub-group refuses; its
+/// processes are listed by the group above it.
+pub(crate) fn processes_below(directory: &Path) -> Vec<i32> {
+    let mut pids = Vec::new();
+    for group in tree(directory) {
+        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        // 0 stands for a process of another pid namespace, or one in its last exit.
+        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
+    }
+    pids
+}
+
+/// The group and every group below, each before its own sub-groups.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut groups = vec![directory.to_owned()];
+    let mut next = 0;
+    while let Some(group) = groups.get(next) {
+        let entries = fs::read_dir(group).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        groups.extend(below.map(|entry| entry.path()).collect::<Vec<_>>());
+        next += 1;
+    }
+    groups
+}
+
+fn parse_population(events: &str) -> Population {
+    // What cannot be read as empty is not taken for empty.
+    match usage::keyed(events, "populated") {
+        Some(0) => Population::Empty,
+        _ => Population::Populated,
+    }
+}
+
+impl JobGroup for Group {
+    fn backend(&self) -> Backend {
+        Backend::V2
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.location.path)
+    }
+
+    fn maker(&self) -> Maker<'_> {
+        Maker::Into(self.directory.as_fd())
+    }
+
+    fn exclude(&mut self, _: i32) {}
+
+    fn population(&self) -> Population {
+        let mut text = [0; 128];
+        match self.events.read_at(&mut text, 0) {
+            Ok(length) => parse_population(&String::from_utf8_lossy(&text[..length])),
+            // The open file of a group that was removed.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Population::Empty,
+            Err(_) => Population::Populated,
+        }
+    }
+
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.events.as_fd())
+    }
+
+    fn members(&self) -> Vec<i32> {
+        processes_below(&self.location.directory())
+    }
+
+    fn contains(&self, pid: i32) -> bool {
+        Proc::default().cgroup_v2(pid).is_ok_and(|path| path.starts_with(&self.location.path))
+    }
+
+    fn kill(&self) -> Result<(), GroupError> {
+        self.check_not_ours()?;
+        let hierarchy = Box::new(Unified(self.location.mount.clone()));
+        match Cgroup::load(hierarchy, &self.location.relative).kill() {
+            Ok(()) => Ok(()),
+            Err(_) if self.population() == Population::Empty => Ok(()),
+            Err(error) => Err(GroupError::Kill { path: self.location.directory(), why: error.to_string() }),
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        Usage::read(&self.location.directory())
+    }
+
+    fn remove(&self) -> Result<(), GroupError> {
+        let path = self.location.directory();
+        match fs::remove_dir(&path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            // The job made sub-groups of its own.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(FileError::on("remove the group", &path)(error).into()),
+        }
+        for group in tree(&path).into_iter().rev() {
+            fs::remove_dir(&group).map_err(FileError::on("remove the group", &group))?;
+        }
+        Ok(())
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.directory.as_fd(), self.events.as_fd()]
+    }
+}
+
+/// The v2 mount as cgroups-rs sees it: its own detection knows no hybrid machine, and with no subsystem it opens and
+/// creates nothing.
+#[derive(Debug)]
+struct Unified(PathBuf);
+
+impl Hierarchy for Unified {
+    fn subsystems(&self) -> Vec<Subsystem> {
+        Vec::new()
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.clone()
+    }
+
+    fn root_control_group(&self) -> Cgroup {
+        Cgroup::load(Box::new(Self(self.0.clone())), "")
+    }
+
+    fn parent_control_group(&self, path: &str) -> Cgroup {
+        let parent = Path::new(path).parent().unwrap_or(Path::new(""));
+        Cgroup::load(Box::new(Self(self.0.clone())), parent)
+    }
+
+    fn v2(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn location(relative: &str) -> Location {
+        Location {
+            mount: PathBuf::from("/nonexistent"),
+            relative: PathBuf::from(relative),
+            path: Path::new("/").join(relative),
+        }
+    }
+
+    #[test]
+    fn only_groups_of_our_naming_are_made_or_adopted() {
+        for name in ["", "ssh.service", "a/perflock", "perflock"] {
+            assert!(matches!(Group::adopt(location(name), 0), Err(GroupError::Refused { .. })), "{name}");
+        }
+        assert!(matches!(Group::create(&location("a"), "system.slice"), Err(GroupError::Refused { .. })));
+        assert!(matches!(Group::adopt(location("../perflock-1"), 0), Err(GroupError::Refused { .. })));
+        assert!(Group::adopt(location("a/perflock-1"), 0).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_not_a_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = Location { mount: directory.path().to_owned(), relative: PathBuf::new(), path: "/".into() };
+        assert!(matches!(Group::create(&parent, "perflock-1"), Err(GroupError::Refused { .. })));
+        assert!(!directory.path().join("perflock-1").exists());
+    }
+
+    #[test]
+    fn only_a_clear_zero_is_empty() {
+        assert_eq!(parse_population("populated 0\nfrozen 0\n"), Population::Empty);
+        for events in ["populated 1\nfrozen 0\n", "", "frozen 0\n", "populated x\n"] {
+            assert_eq!(parse_population(events), Population::Populated, "{events}");
+        }
+    }
+}
