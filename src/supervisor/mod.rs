@@ -1,0 +1,341 @@
+//! Supervision: running one command in its job group, from before it is born until no member is left.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! shell ── perflock (supervisor) ─┬─ COMMAND …            in the job group
+//!                                 └─ perflock-guard       outside it, own session, no stdio
+//! ```
+//!
+//! The supervisor is the command's parent and shares its process group, so exit status, terminal and job control
+//! are as without it: ^C and ^Z reach both from the terminal, and the supervisor leaves those to the command.
+//!
+//! 1. [`inherit`] captured what perflock was started with before Rust's start-up changed it.
+//! 2. [`signals`]: handlers first, child second; a handler only writes to a pipe.
+//! 3. [`guard`]: forked before the command exists, with the lock's and the ticket's descriptions.
+//! 4. [`spawn`]: the command is born in the group and gets exactly what perflock was given.
+//! 5. [`step`]: what happens on a signal, an exit, a look at the group: a pure machine; [`Supervisor::watch`] does
+//!    its bidding. While the command runs nothing is due and nothing is polled, so the supervisor is not woken.
+//! 6. The job is over when the main process was reaped **and** the group reports `populated 0`.
+
+pub mod command;
+pub mod guard;
+pub mod inherit;
+pub mod signals;
+pub mod spawn;
+pub mod step;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::cgroup::{JobGroup, Usage, signal_members};
+use crate::procfs::Proc;
+use guard::Guard;
+use signals::Signals;
+use spawn::Main;
+use step::{Act, Event, Machine, News, Origin, Policy};
+
+/// How many guards one job may have: more deaths mean that something is wrong, and forking on would not mend it.
+const GUARDS: u32 = 3;
+
+/// Looking at the group after the main process ended: the first and the longest pause while the kernel's notices,
+/// which are limited to one per 10 ms, would come too late.
+const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+
+/// How long the group is looked at that often. Then its notices are slept on.
+const LOOKS_OFTEN_FOR: Duration = Duration::from_millis(20);
+
+/// How the main process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// It died of this signal.
+    Signal(i32),
+}
+
+/// A process that was ended when the job gave the machine back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its pid.
+    pub pid: i32,
+    /// Its name, chosen by itself: hostile text.
+    pub name: String,
+}
+
+/// What became of a job.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How the main process ended.
+    pub exit: Exit,
+    /// From exec to its end.
+    pub wall: Duration,
+    /// The time limit ended it.
+    pub timed_out: bool,
+    /// Members that outlived the main process and were ended; the first few by name.
+    pub leftovers: Vec<Ended>,
+    /// How many there were.
+    pub leftover_count: usize,
+    /// What the whole job used.
+    pub usage: Usage,
+}
+
+/// How many leftovers are named.
+const NAMED: usize = 5;
+
+/// Something that whoever started the job should know or record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The state machine's news, with members that are still there.
+    News(News, Vec<Ended>, usize),
+    /// A guard died and another took over: its pid.
+    Guard(i32),
+    /// The guard died and could not be replaced.
+    Unguarded,
+    /// The group could not be killed.
+    CannotKill(String),
+}
+
+/// One job under supervision.
+pub struct Supervisor<'a> {
+    /// The job group.
+    pub group: &'a mut dyn JobGroup,
+    /// Signals for us.
+    pub signals: &'a Signals,
+    /// Starts a guard.
+    pub start_guard: &'a dyn Fn(&dyn JobGroup) -> io::Result<Guard>,
+    /// The guard, while there is one.
+    pub guard: Option<Guard>,
+    /// Told what happens.
+    pub notice: &'a mut dyn FnMut(Notice),
+}
+
+/// What one sleep of the supervisor ended with.
+struct Ready {
+    main: bool,
+    guard: bool,
+}
+
+impl Supervisor<'_> {
+    /// Watches over the job until its main process ended and the group is empty.
+    ///
+    /// # Errors
+    /// The kernel refused to let us wait, which it does to nobody; the guard then ends the job.
+    pub fn watch(&mut self, main: &Main, policy: Policy) -> io::Result<Outcome> {
+        let mut machine = Machine::new(policy);
+        let mut exit = None;
+        let mut wall = Duration::ZERO;
+        let mut leftovers = Leftover::default();
+        let mut guards = 1;
+        let mut looks = Looks::default();
+        loop {
+            let main_pidfd = exit.is_none().then_some(main);
+            let ready = self.sleep(main_pidfd, &machine, &looks, main.started)?;
+            // Signals before the exit that they caused: a ^C that ended the command must not count as one for us.
+            for signal in self.signals.drain() {
+                let event = Event::Signal(signal.signal, self.origin(signal));
+                if signal.signal != libc::SIGCHLD {
+                    self.feed(&mut machine, main, event, &mut leftovers);
+                }
+            }
+            if ready.main && exit.is_none() {
+                exit = Some(wait_for(main.pid)?);
+                wall = main.started.elapsed();
+                self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
+            }
+            if ready.guard {
+                guards += 1;
+                self.replace_guard(guards);
+            }
+            reap_orphans(&[main.pid, self.guard.as_ref().map_or(0, |guard| guard.pid)]);
+            let event = if machine.looks() {
+                looks.looked(main.started.elapsed());
+                Event::Looked(self.group.population())
+            } else {
+                Event::Time
+            };
+            self.feed(&mut machine, main, event, &mut leftovers);
+            if let (true, Some(exit)) = (machine.done(), exit) {
+                let (leftovers, leftover_count) = (leftovers.named, leftovers.count);
+                let usage = self.group.usage();
+                return Ok(Outcome { exit, wall, timed_out: machine.timed_out(), leftovers, leftover_count, usage });
+            }
+        }
+    }
+
+    fn sleep(&self, main: Option<&Main>, machine: &Machine, looks: &Looks, start: Instant) -> io::Result<Ready> {
+        let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
+        let main_at = main.map(|main| push(&mut fds, PollFd::new(main.pidfd.as_fd(), PollFlags::POLLIN)));
+        let guard_at = self.guard.as_ref().map(|guard| push(&mut fds, PollFd::new(guard.pidfd(), PollFlags::POLLIN)));
+        let mut wake_at = machine.wake_at();
+        if machine.looks() {
+            let notices = self.group.changes().map(|fd| push(&mut fds, PollFd::new(fd, PollFlags::POLLPRI)));
+            let next = looks.next(notices.is_some());
+            wake_at = wake_at.into_iter().chain(next).min();
+        }
+        crate::poll::until(&mut fds, wake_at.map(|at| start + at))?;
+        let ready = |index: Option<usize>| index.is_some_and(|index| fds[index].any() == Some(true));
+        Ok(Ready { main: ready(main_at), guard: ready(guard_at) })
+    }
+
+    fn feed(&mut self, machine: &mut Machine, main: &Main, event: Event, leftovers: &mut Leftover) {
+        let main_ended = machine.looks() || event == Event::MainEnded;
+        for act in machine.step(main.started.elapsed(), event) {
+            match act {
+                Act::Forward(signal) => {
+                    // By pidfd: after the main process was reaped its number may mean somebody else.
+                    if let Some(signal) = Signal::from_named_raw(signal) {
+                        let _ = pidfd_send_signal(&main.pidfd, signal);
+                    }
+                }
+                Act::Terminate => {
+                    let found = if main_ended { self.living() } else { Leftover::default() };
+                    // A stopped process takes TERM only when it goes on.
+                    signal_members(self.group, &[Signal::TERM, Signal::CONT]);
+                    if main_ended {
+                        *leftovers = found;
+                    }
+                }
+                Act::Kill => {
+                    if leftovers.count == 0 {
+                        *leftovers = self.living();
+                        leftovers.named.retain(|ended| ended.pid != main.pid);
+                        if !main_ended {
+                            leftovers.count = leftovers.count.saturating_sub(1);
+                        }
+                    }
+                    if let Err(error) = self.group.kill() {
+                        (self.notice)(Notice::CannotKill(error.to_string()));
+                    }
+                }
+                Act::Tell(news) => {
+                    let living = match news {
+                        News::TimeLimit | News::Releasing => Leftover::default(),
+                        _ => self.living(),
+                    };
+                    (self.notice)(Notice::News(news, living.named, living.count));
+                }
+            }
+        }
+    }
+
+    fn living(&self) -> Leftover {
+        let proc = Proc::default();
+        let members = self.group.members();
+        let named = members.iter().filter_map(|&pid| Some(Ended { pid, name: proc.stat(pid).ok()?.comm }));
+        Leftover { named: named.take(NAMED).collect(), count: members.len() }
+    }
+
+    fn origin(&self, signal: signals::Arrived) -> Origin {
+        match signal.sender {
+            _ if signal.from_kernel => Origin::Terminal,
+            Some(pid) if self.group.contains(pid) => Origin::Member,
+            _ => Origin::Outside,
+        }
+    }
+
+    fn replace_guard(&mut self, guards: u32) {
+        if let Some(dead) = self.guard.take() {
+            dead.reap();
+        }
+        if guards <= GUARDS {
+            self.guard = (self.start_guard)(self.group).ok();
+        }
+        match &self.guard {
+            Some(guard) => {
+                let pid = guard.pid;
+                self.group.exclude(pid);
+                (self.notice)(Notice::Guard(pid));
+            }
+            None => (self.notice)(Notice::Unguarded),
+        }
+    }
+}
+
+fn push<'a>(fds: &mut Vec<PollFd<'a>>, fd: PollFd<'a>) -> usize {
+    fds.push(fd);
+    fds.len() - 1
+}
+
+/// Members that are being ended.
+#[derive(Default)]
+struct Leftover {
+    named: Vec<Ended>,
+    count: usize,
+}
+
+/// When to look at the group next.
+#[derive(Default)]
+struct Looks {
+    first: Option<Duration>,
+    last: Duration,
+    pause: Duration,
+}
+
+impl Looks {
+    fn looked(&mut self, now: Duration) {
+        self.first.get_or_insert(now);
+        self.last = now;
+        self.pause = if self.pause.is_zero() { LOOKS.0 } else { (self.pause * 2).min(LOOKS.1) };
+    }
+
+    /// `None`: not before a notice.
+    fn next(&self, notices: bool) -> Option<Duration> {
+        let Some(first) = self.first else { return Some(Duration::ZERO) };
+        if self.last < first + LOOKS_OFTEN_FOR {
+            return Some(self.last + self.pause);
+        }
+        // Without notices the children that come home to us report by SIGCHLD; only what they leave without a
+        // parent that is ours has to be looked for.
+        (!notices).then_some(self.last + Duration::from_secs(1))
+    }
+}
+
+/// Waits for a child of ours and reaps it.
+fn wait_for(pid: i32) -> io::Result<Exit> {
+    match wait_child(libc::P_PID, pid.cast_unsigned(), libc::WEXITED)? {
+        Some((_, exit)) => Ok(exit),
+        None => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+/// Reaps a child that ended or is about to.
+fn reap(pid: i32) {
+    // Nobody else reaps our children, so it cannot be gone.
+    let _ = wait_for(pid);
+}
+
+/// Reaps every child that ended, up to the first of `except`. Only where orphans come home to us are there any.
+fn reap_orphans(except: &[i32]) {
+    let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    while let Ok(Some((pid, _))) = wait_child(libc::P_ALL, 0, look) {
+        if except.contains(&pid) || wait_for(pid).is_err() {
+            return;
+        }
+    }
+}
+
+/// waitid(2) by libc: nix knows no death by a real-time signal, and rustix does not say whose status it is.
+fn wait_child(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(i32, Exit)>> {
+    loop {
+        // SAFETY: siginfo_t is plain data; zero in its pid is how "nobody yet" is told under WNOHANG.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is a valid place for the answer.
+        if unsafe { libc::waitid(kind, id, &raw mut info, options) } == -1 {
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            }
+        }
+        // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        let exit = if info.si_code == libc::CLD_EXITED { Exit::Code(status) } else { Exit::Signal(status) };
+        return Ok((pid != 0).then_some((pid, exit)));
+    }
+}

@@ -1,0 +1,420 @@
+//! What the supervisor does when something happens, as a pure state machine: values in, values out. Time is counted
+//! from the command's start.
+
+use std::time::Duration;
+
+use crate::cgroup::Population;
+
+/// How long the group may stay populated after the main process ended before anything is called a leftover: short
+/// background children are common, and a process counts until its last context switch.
+pub const SETTLE: Duration = Duration::from_millis(20);
+
+/// Copies of a signal within this time count as one: timeout(1) sends two, to us and to our process group.
+pub const COPIES: Duration = Duration::from_secs(1);
+
+/// After this long somebody who waits for the prompt is told whom for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A group that lives this long after it was killed is in the kernel's hands.
+const UNKILLABLE: Duration = Duration::from_secs(5);
+
+/// First and longest pause between two kills of the same group.
+const KILL_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// What to do with members that outlive the main process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// End them, then give the machine back.
+    Kill,
+    /// Hold the machine until they end by themselves.
+    Wait,
+}
+
+/// The settings that steer the end of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// From TERM to KILL.
+    pub grace: Duration,
+    /// Members that outlive the main process.
+    pub leftovers: Leftovers,
+    /// The command's longest time.
+    pub time_limit: Option<Duration>,
+}
+
+/// Where a signal came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The kernel, for a terminal: the whole foreground process group got it, the command included.
+    Terminal,
+    /// A member of the job itself.
+    Member,
+    /// Anybody else.
+    Outside,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A signal for the supervisor.
+    Signal(i32, Origin),
+    /// The main process was reaped.
+    MainEnded,
+    /// The group was looked at.
+    Looked(Population),
+    /// Time passed.
+    Time,
+}
+
+/// What to do about it, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Send this signal to the main process.
+    Forward(i32),
+    /// Send TERM and CONT to every member, and remember who they were.
+    Terminate,
+    /// Kill the group.
+    Kill,
+    /// Tell the user.
+    Tell(News),
+}
+
+/// What the user is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The time limit passed.
+    TimeLimit,
+    /// Leftovers were found: the machine is being given back.
+    Releasing,
+    /// Members got TERM and are still there; KILL comes after this time.
+    KillsIn(Duration),
+    /// `--leftovers wait`: members are still there.
+    Lingering,
+    /// The group was killed and does not die.
+    Unkillable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The main process runs.
+    Running,
+    /// It ended a moment ago.
+    Settling { until: Duration },
+    /// Members got TERM.
+    Ending { kill_at: Duration },
+    /// Members may stay.
+    Lingering,
+    /// The group was killed.
+    Killing { again_at: Duration, pause: Duration },
+    /// Main ended and the group is empty.
+    Done,
+}
+
+/// The state of one job.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    policy: Policy,
+    phase: Phase,
+    main_ended: bool,
+    timed_out: bool,
+    /// When the user is told next what is waited for.
+    tell_at: Option<Duration>,
+    /// When each signal last came from outside.
+    last: Vec<(i32, Duration)>,
+}
+
+impl Machine {
+    /// A job whose command was just executed.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, phase: Phase::Running, main_ended: false, timed_out: false, tell_at: None, last: Vec::new() }
+    }
+
+    /// The main process ended and no member is alive.
+    pub fn done(&self) -> bool {
+        self.phase == Phase::Done
+    }
+
+    /// The time limit ended the job.
+    pub fn timed_out(&self) -> bool {
+        self.timed_out
+    }
+
+    /// The group has to be looked at: only then can it be empty.
+    pub fn looks(&self) -> bool {
+        self.main_ended && !self.done()
+    }
+
+    /// When [`Event::Time`] is due.
+    pub fn wake_at(&self) -> Option<Duration> {
+        let phase = match self.phase {
+            Phase::Running => self.policy.time_limit.filter(|_| !self.timed_out),
+            Phase::Settling { until } => Some(until),
+            Phase::Ending { kill_at } => Some(kill_at),
+            Phase::Killing { again_at, .. } => Some(again_at),
+            Phase::Lingering | Phase::Done => None,
+        };
+        phase.into_iter().chain(self.tell_at).min()
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn step(&mut self, now: Duration, event: Event) -> Vec<Act> {
+        let mut acts = Vec::new();
+        match event {
+            Event::Signal(signal, origin) => self.on_signal(now, signal, origin, &mut acts),
+            Event::MainEnded => {
+                self.main_ended = true;
+                if self.phase == Phase::Running {
+                    self.phase = Phase::Settling { until: now + SETTLE };
+                }
+            }
+            Event::Looked(Population::Empty) if self.main_ended => self.phase = Phase::Done,
+            Event::Looked(_) | Event::Time => {}
+        }
+        self.on_time(now, &mut acts);
+        acts
+    }
+
+    fn on_time(&mut self, now: Duration, acts: &mut Vec<Act>) {
+        match self.phase {
+            Phase::Running if !self.timed_out && self.policy.time_limit.is_some_and(|limit| now >= limit) => {
+                self.timed_out = true;
+                acts.push(Act::Tell(News::TimeLimit));
+                self.terminate(now, acts);
+            }
+            Phase::Settling { until } if now >= until => {
+                acts.push(Act::Tell(News::Releasing));
+                match self.policy.leftovers {
+                    Leftovers::Kill => self.terminate(now, acts),
+                    Leftovers::Wait => {
+                        self.phase = Phase::Lingering;
+                        self.tell_at = Some(now + PATIENCE);
+                    }
+                }
+            }
+            Phase::Ending { kill_at } if now >= kill_at => self.kill(now, acts),
+            Phase::Killing { again_at, pause } if now >= again_at => {
+                acts.push(Act::Kill);
+                let pause = (pause * 2).min(KILL_AGAIN.1);
+                self.phase = Phase::Killing { again_at: now + pause, pause };
+            }
+            _ => {}
+        }
+        if self.tell_at.is_some_and(|at| now >= at) {
+            self.tell_at = None;
+            acts.extend(match self.phase {
+                Phase::Ending { kill_at } => Some(Act::Tell(News::KillsIn(kill_at.saturating_sub(now)))),
+                Phase::Lingering => Some(Act::Tell(News::Lingering)),
+                Phase::Killing { .. } => Some(Act::Tell(News::Unkillable)),
+                Phase::Running | Phase::Settling { .. } | Phase::Done => None,
+            });
+        }
+    }
+
+    fn terminate(&mut self, now: Duration, acts: &mut Vec<Act>) {
+        acts.push(Act::Terminate);
+        self.phase = Phase::Ending { kill_at: now + self.policy.grace };
+        self.tell_at = Some(now + PATIENCE);
+        if self.policy.grace.is_zero() {
+            self.kill(now, acts);
+        }
+    }
+
+    fn kill(&mut self, now: Duration, acts: &mut Vec<Act>) {
+        acts.push(Act::Kill);
+        self.phase = Phase::Killing { again_at: now + KILL_AGAIN.0, pause: KILL_AGAIN.0 };
+        self.tell_at = Some(now + UNKILLABLE);
+    }
+
+    fn on_signal(&mut self, now: Duration, signal: i32, origin: Origin, acts: &mut Vec<Act>) {
+        if origin == Origin::Member || matches!(self.phase, Phase::Killing { .. } | Phase::Done) {
+            return;
+        }
+        if origin == Origin::Terminal {
+            // The command has it already. Once that ended, ^C is for us: somebody wants the prompt back.
+            if self.main_ended && signal != libc::SIGHUP {
+                self.kill(now, acts);
+            }
+            return;
+        }
+        let before = self.last.iter().position(|&(other, _)| other == signal);
+        let repeated = match before {
+            Some(index) if now.saturating_sub(self.last[index].1) < COPIES => return,
+            Some(index) => {
+                self.last[index].1 = now;
+                true
+            }
+            None => {
+                self.last.push((signal, now));
+                false
+            }
+        };
+        let ends = matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP);
+        if (self.main_ended && ends) || (repeated && signal == libc::SIGTERM) {
+            self.kill(now, acts);
+        } else if !self.main_ended {
+            acts.push(Act::Forward(signal));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Population::{Empty, Populated};
+    use proptest::prelude::*;
+
+    const POLICY: Policy = Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn term(origin: Origin) -> Event {
+        Event::Signal(libc::SIGTERM, origin)
+    }
+
+    fn left_over(policy: Policy) -> Machine {
+        let mut machine = Machine::new(policy);
+        assert_eq!(machine.step(ms(100), Event::MainEnded), []);
+        assert_eq!(machine.step(ms(110), Event::Looked(Populated)), []);
+        machine
+    }
+
+    #[test]
+    fn a_job_that_leaves_nothing_is_done_without_a_word() {
+        let mut machine = Machine::new(POLICY);
+        assert_eq!(machine.wake_at(), None);
+        assert!(!machine.looks());
+        assert_eq!(machine.step(ms(100), Event::MainEnded), []);
+        assert!(machine.looks());
+        assert_eq!(machine.step(ms(100), Event::Looked(Empty)), []);
+        assert!(machine.done());
+    }
+
+    #[test]
+    fn a_child_that_ends_while_the_group_settles_is_no_leftover() {
+        let mut machine = left_over(POLICY);
+        assert_eq!(machine.step(ms(119), Event::Looked(Empty)), []);
+        assert!(machine.done());
+    }
+
+    #[test]
+    fn leftovers_get_term_then_a_word_then_kill() {
+        let mut machine = left_over(POLICY);
+        assert_eq!(machine.wake_at(), Some(ms(120)));
+        assert_eq!(machine.step(ms(120), Event::Time), [Act::Tell(News::Releasing), Act::Terminate]);
+        assert_eq!(machine.step(ms(1119), Event::Looked(Populated)), []);
+        assert_eq!(machine.step(ms(1120), Event::Time), [Act::Tell(News::KillsIn(ms(9000)))]);
+        assert_eq!(machine.step(ms(10_120), Event::Time), [Act::Kill]);
+        assert_eq!(machine.step(ms(10_140), Event::Looked(Populated)), [Act::Kill]);
+        assert_eq!(machine.step(ms(10_141), Event::Looked(Empty)), []);
+        assert!(machine.done());
+    }
+
+    #[test]
+    fn a_group_that_does_not_die_is_killed_again_less_and_less_often_and_named_once() {
+        let mut machine = left_over(Policy { grace: Duration::ZERO, ..POLICY });
+        let mut now = ms(120);
+        let (mut kills, mut told) = (0, 0);
+        while now < ms(20_000) {
+            for act in machine.step(now, Event::Looked(Populated)) {
+                kills += usize::from(act == Act::Kill);
+                told += usize::from(act == Act::Tell(News::Unkillable));
+            }
+            now = machine.wake_at().unwrap().max(now + ms(1));
+        }
+        assert!((10..40).contains(&kills), "{kills}");
+        assert_eq!(told, 1);
+        assert!(!machine.done());
+    }
+
+    #[test]
+    fn leftovers_may_be_waited_for() {
+        let mut machine = left_over(Policy { leftovers: Leftovers::Wait, ..POLICY });
+        assert_eq!(machine.step(ms(120), Event::Time), [Act::Tell(News::Releasing)]);
+        assert_eq!(machine.step(ms(1120), Event::Time), [Act::Tell(News::Lingering)]);
+        assert_eq!(machine.wake_at(), None);
+        assert_eq!(machine.step(ms(60_000), Event::Signal(libc::SIGINT, Origin::Terminal)), [Act::Kill]);
+    }
+
+    #[test]
+    fn the_time_limit_ends_the_command_and_then_kills() {
+        let mut machine = Machine::new(Policy { time_limit: Some(ms(500)), ..POLICY });
+        assert_eq!(machine.wake_at(), Some(ms(500)));
+        assert_eq!(machine.step(ms(500), Event::Time), [Act::Tell(News::TimeLimit), Act::Terminate]);
+        assert_eq!(machine.step(ms(10_500), Event::Time), [Act::Tell(News::KillsIn(ms(0))), Act::Kill].as_slice()[1..]);
+        assert!(machine.timed_out());
+        assert_eq!(machine.step(ms(10_501), Event::MainEnded), []);
+        assert_eq!(machine.step(ms(10_502), Event::Looked(Empty)), []);
+        assert!(machine.done());
+    }
+
+    #[test]
+    fn a_signal_goes_on_once_and_its_copy_is_dropped() {
+        let mut machine = Machine::new(POLICY);
+        assert_eq!(machine.step(ms(10), term(Origin::Outside)), [Act::Forward(libc::SIGTERM)]);
+        assert_eq!(machine.step(ms(11), term(Origin::Outside)), []);
+        assert_eq!(machine.step(ms(11), Event::Signal(libc::SIGUSR1, Origin::Outside)), [Act::Forward(libc::SIGUSR1)]);
+    }
+
+    #[test]
+    fn a_second_term_kills_the_group() {
+        let mut machine = Machine::new(POLICY);
+        machine.step(ms(10), term(Origin::Outside));
+        assert_eq!(machine.step(ms(1010), term(Origin::Outside)), [Act::Kill]);
+    }
+
+    #[test]
+    fn a_job_s_own_signals_and_the_terminal_s_are_not_doubled() {
+        let mut machine = Machine::new(POLICY);
+        assert_eq!(machine.step(ms(10), term(Origin::Member)), []);
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+            assert_eq!(machine.step(ms(10), Event::Signal(signal, Origin::Terminal)), []);
+        }
+    }
+
+    #[test]
+    fn an_interrupt_while_leftovers_are_ended_kills_at_once() {
+        for event in [Event::Signal(libc::SIGINT, Origin::Terminal), term(Origin::Outside)] {
+            let mut machine = left_over(POLICY);
+            machine.step(ms(120), Event::Time);
+            assert_eq!(machine.step(ms(500), event), [Act::Kill], "{event:?}");
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::MainEnded),
+            Just(Event::Time),
+            Just(Event::Looked(Empty)),
+            Just(Event::Looked(Populated)),
+            (
+                prop_oneof![Just(libc::SIGTERM), Just(libc::SIGINT), Just(libc::SIGHUP), Just(libc::SIGUSR1)],
+                prop_oneof![Just(Origin::Terminal), Just(Origin::Member), Just(Origin::Outside)]
+            )
+                .prop_map(|(signal, origin)| Event::Signal(signal, origin)),
+        ]
+    }
+
+    proptest! {
+        /// Done means that the main process was reaped and the last look found nobody; nothing is done after it.
+        #[test]
+        fn it_is_done_exactly_when_main_ended_and_the_group_was_seen_empty(
+            events in proptest::collection::vec((0u64..3000, any_event()), 0..40),
+            wait: bool,
+            limit in proptest::option::of(0u64..5000),
+        ) {
+            let leftovers = if wait { Leftovers::Wait } else { Leftovers::Kill };
+            let mut machine = Machine::new(Policy { leftovers, time_limit: limit.map(ms), ..POLICY });
+            let (mut now, mut main_ended, mut emptied) = (Duration::ZERO, false, false);
+            for (pause, event) in events {
+                now += ms(pause);
+                let was_done = machine.done();
+                let acts = machine.step(now, event);
+                main_ended |= event == Event::MainEnded;
+                emptied |= main_ended && event == Event::Looked(Empty);
+                prop_assert_eq!(machine.done(), emptied);
+                prop_assert!(!was_done || acts.is_empty());
+            }
+        }
+    }
+}
