@@ -1,0 +1,222 @@
+//! What was typed. No I/O; usage errors come back as text for the one place that prints.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+
+use crate::job::Mode;
+use crate::settings::{Cgroup, parse_cgroup, parse_leftovers};
+use crate::supervisor::step::Leftovers;
+use crate::text::parse_duration;
+
+/// The command line of `perflock` and `pls`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunArgs {
+    /// Share the machine with other shared jobs (what pls does)
+    #[arg(short, long, overrides_with = "exclusive")]
+    pub shared: bool,
+    /// Have the machine alone (what perflock does)
+    #[arg(short = 'x', short_alias = 'e', long, overrides_with = "shared")]
+    pub exclusive: bool,
+    /// Fail instead of waiting, with exit code 75 or -E's
+    #[arg(short, long, visible_alias = "nb")]
+    pub nonblock: bool,
+    /// Give up after waiting this long, with exit code 75 or -E's
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+    /// The exit code when the lock was not obtained
+    #[arg(short = 'E', long, value_name = "CODE")]
+    pub conflict_exit_code: Option<u8>,
+    /// A note for the others, shown by wholock
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// End the command after this long, with exit code 124
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
+    /// Time between TERM and KILL for members of the job that outlive the command [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub grace: Option<Duration>,
+    /// What to do with members that outlive the command: kill them, or wait for them [default: kill]
+    #[arg(long, value_name = "kill|wait", value_parser = parse_leftovers)]
+    pub leftovers: Option<Leftovers>,
+    /// The job's cgroup: the best there is, a real one or fail, or none [default: auto]
+    #[arg(long, value_name = "auto|required|none", value_parser = parse_cgroup)]
+    pub cgroup: Option<Cgroup>,
+    /// The lock file; the queue is PATH.d [default: /run/perflock]
+    #[arg(long, value_name = "PATH")]
+    pub lock: Option<PathBuf>,
+    /// Use a lock of your own: only your jobs exclude each other
+    #[arg(long, conflicts_with = "lock")]
+    pub private: bool,
+    /// Set this machine up: create the lock file and the queue directory
+    #[arg(long, conflicts_with_all = ["private", "command"])]
+    pub setup: bool,
+    /// With --setup: only this group may use the lock
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// Read this configuration file instead of /etc/perflock.toml and your own
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Say what is done, and how
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Say only what is wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The command to run, with its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+/// The command line of `wholock`.
+#[derive(Parser, Clone, Debug, Default, PartialEq, Eq)]
+#[command(name = "wholock", version, about = "Show who holds the machine, who waits, and what each job uses")]
+pub struct WholockArgs {
+    /// The lock file [default: /run/perflock]
+    #[arg(long, value_name = "PATH")]
+    pub lock: Option<PathBuf>,
+    /// Look at your own lock (perflock --private)
+    #[arg(long, conflicts_with = "lock")]
+    pub private: bool,
+    /// Tell whose job this process belongs to
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<i32>,
+    /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// How long to watch the jobs for the CPU NOW column; 0 leaves it out [default: 200ms]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub sample: Option<Duration>,
+    /// Read this configuration file instead of /etc/perflock.toml and your own
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+/// What the command line asks for instead of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// Print this on stdout and exit 0: `--help`, `--version`.
+    Show(String),
+    /// A usage error, to be printed behind the typed name.
+    Usage(String),
+}
+
+/// The clap command of `perflock` or `pls`, for parsing and for generated documents.
+pub fn run_command(name: &'static str, mode: Mode) -> Command {
+    let about = match mode {
+        Mode::Exclusive => {
+            "Run a command with the machine to itself: wait for your turn, then keep every other job out"
+        }
+        Mode::Shared => "Run a command that shares the machine with other pls jobs, and never overlaps a perflock one",
+    };
+    let command =
+        RunArgs::augment_args(Command::new(name)).bin_name(name).about(about).version(env!("CARGO_PKG_VERSION"));
+    command.override_usage(format!("{name} [OPTIONS] [--] COMMAND [ARG]..."))
+}
+
+/// Reads the command line of `perflock` or `pls`.
+///
+/// # Errors
+/// See [`Aside`].
+pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Result<RunArgs, Aside> {
+    let matches = run_command(name, mode).no_binary_name(true).try_get_matches_from(arguments).map_err(|error| {
+        match aside(error) {
+            Aside::Usage(text) if text.starts_with("unexpected argument '-c'") => {
+                Aside::Usage(format!("there is no -c; to run a shell command line: {name} sh -c 'COMMAND LINE'"))
+            }
+            other => other,
+        }
+    })?;
+    let args = RunArgs::from_arg_matches(&matches).map_err(aside)?;
+    if args.group.is_some() && !args.setup {
+        return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
+    }
+    if args.command.is_empty() && !args.setup {
+        return Err(Aside::Usage(format!(
+            "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
+        )));
+    }
+    Ok(args)
+}
+
+/// Reads the command line of `wholock`.
+///
+/// # Errors
+/// See [`Aside`].
+pub fn parse_wholock(arguments: Vec<OsString>) -> Result<WholockArgs, Aside> {
+    let matches = WholockArgs::command().no_binary_name(true).try_get_matches_from(arguments).map_err(aside)?;
+    WholockArgs::from_arg_matches(&matches).map_err(aside)
+}
+
+fn aside(error: clap::Error) -> Aside {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Aside::Show(text),
+        _ => Aside::Usage(text.trim_start_matches("error: ").trim_end().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<RunArgs, Aside> {
+        parse_run("perflock", Mode::Exclusive, line.split_whitespace().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        run_command("perflock", Mode::Exclusive).debug_assert();
+        run_command("pls", Mode::Shared).debug_assert();
+        WholockArgs::command().debug_assert();
+    }
+
+    #[test]
+    fn options_end_at_the_command() {
+        for line in ["ls -s", "-- ls -s", "-w 5 ls -s --help", "ls -- -x"] {
+            let args = parse(line).unwrap();
+            assert_eq!(args.command[0], "ls", "{line}");
+            assert!(!args.shared && !args.exclusive, "{line}");
+        }
+        assert_eq!(parse("ls -- -x").unwrap().command, ["ls", "--", "-x"]);
+        assert_eq!(parse("-- --odd").unwrap().command, ["--odd"]);
+    }
+
+    #[test]
+    fn flock_s_letters_and_names_work() {
+        let args = parse("-s -n -w 1.5 -E 9 true").unwrap();
+        assert!(args.shared && args.nonblock);
+        assert_eq!((args.wait, args.conflict_exit_code), (Some(Duration::from_millis(1500)), Some(9)));
+        let long = parse("--shared --nonblock --timeout 1.5 --conflict-exit-code 9 true").unwrap();
+        assert_eq!(long, args);
+        assert!(parse("-s -x true").unwrap().exclusive);
+    }
+
+    #[test]
+    fn flock_s_dash_c_says_what_to_type() {
+        assert!(matches!(parse("-c ls"), Err(Aside::Usage(text)) if text.contains("perflock sh -c 'COMMAND LINE'")));
+        assert_eq!(parse("sh -c ls").unwrap().command, ["sh", "-c", "ls"]);
+    }
+
+    #[test]
+    fn misuse_is_told_in_one_go() {
+        for line in [
+            "",
+            "-w soon true",
+            "-E 256 true",
+            "--leftovers keep true",
+            "--nonsense true",
+            "--setup true",
+            "--group g true",
+        ] {
+            assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
+        }
+        assert!(
+            matches!(parse("--help"), Err(Aside::Show(text)) if text.contains("Usage: perflock [OPTIONS] [--] COMMAND"))
+        );
+        assert!(matches!(parse("--version"), Err(Aside::Show(_))));
+    }
+}

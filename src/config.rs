@@ -1,0 +1,238 @@
+//! Configuration files: `/etc/perflock.toml`, then the user's own. Both have the same keys, each spelled like its flag.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::error::FileError;
+use crate::settings::{Cgroup, parse_cgroup, parse_leftovers};
+use crate::supervisor::step::Leftovers;
+use crate::text::parse_duration;
+
+/// The administrator's file.
+pub const SYSTEM_FILE: &str = "/etc/perflock.toml";
+
+/// Every key, as in `config/perflock.toml`.
+pub const KEYS: [&str; 7] = ["lock", "wait", "conflict-exit-code", "grace", "leftovers", "time-limit", "cgroup"];
+
+/// What configuration files set; `None` where they do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The lock file.
+    pub lock: Option<PathBuf>,
+    /// The longest wait for the lock.
+    pub wait: Option<Duration>,
+    /// The exit code when the lock was not obtained.
+    pub conflict_exit_code: Option<u8>,
+    /// From TERM to KILL.
+    pub grace: Option<Duration>,
+    /// Members that outlive the main process.
+    pub leftovers: Option<Leftovers>,
+    /// The command's longest time.
+    pub time_limit: Option<Duration>,
+    /// Job groups.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// Why a configuration cannot be used. Nothing is run with half of one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is not TOML, or a value not one that its key takes.
+    #[error("{}:{line}: {why}", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads the files in order, later ones over earlier ones. A missing file is no error unless it was `named`.
+    /// Returns warnings beside the configuration.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(files: &[PathBuf], named: bool) -> Result<(Self, Vec<String>), ConfigError> {
+        let mut config = Self::default();
+        let mut warnings = Vec::new();
+        for path in files {
+            match fs::read_to_string(path) {
+                Ok(text) => config.apply(path, &text, &mut warnings)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !named => {}
+                // A path through something that is no directory, or another user's home, holds no file of ours.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied)
+                        && !named => {}
+                Err(error) => return Err(FileError::on("read", path)(error).into()),
+            }
+        }
+        Ok((config, warnings))
+    }
+
+    fn apply(&mut self, path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+        let line_of =
+            |offset: usize| text.as_bytes()[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count() + 1;
+        let error = |offset, why| ConfigError::Line { path: path.to_owned(), line: line_of(offset), why };
+        let table = DeTable::parse(text)
+            .map_err(|parse| error(parse.span().map_or(0, |span| span.start), parse.message().to_owned()))?;
+        for (key, value) in table.get_ref() {
+            let at = value.span().start;
+            if KEYS.contains(&&**key.get_ref()) {
+                self.set(key.get_ref(), value.get_ref())
+                    .map_err(|why| error(at, format!("{}: {why}", key.get_ref())))?;
+            } else {
+                let line = line_of(key.span().start);
+                warnings.push(format!(
+                    "{}:{line}: unknown key {}{}",
+                    path.display(),
+                    shown(key.get_ref()),
+                    nearest(key.get_ref())
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &DeValue<'_>) -> Result<(), String> {
+        match key {
+            "lock" => {
+                let lock = PathBuf::from(string(value)?);
+                if !lock.is_absolute() {
+                    return Err("a lock file is an absolute path".to_owned());
+                }
+                self.lock = Some(lock);
+            }
+            "wait" => self.wait = duration_or_none(value)?,
+            "conflict-exit-code" => self.conflict_exit_code = Some(exit_code(value)?),
+            "grace" => self.grace = Some(duration(value)?),
+            "leftovers" => self.leftovers = Some(parse_leftovers(string(value)?)?),
+            "time-limit" => self.time_limit = duration_or_none(value)?,
+            "cgroup" => self.cgroup = Some(parse_cgroup(string(value)?)?),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    value.as_str().ok_or_else(|| format!("a string is expected, not {}", value.type_str()))
+}
+
+fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
+    match value {
+        DeValue::Integer(number) => parse_duration(number.as_str()),
+        DeValue::Float(number) => parse_duration(number.as_str()),
+        _ => parse_duration(string(value)?),
+    }
+}
+
+fn duration_or_none(value: &DeValue<'_>) -> Result<Option<Duration>, String> {
+    if value.as_str() == Some("none") { Ok(None) } else { duration(value).map(Some) }
+}
+
+fn exit_code(value: &DeValue<'_>) -> Result<u8, String> {
+    value
+        .as_integer()
+        .and_then(|number| number.as_str().parse().ok())
+        .ok_or_else(|| "an exit code is a number from 0 to 255".to_owned())
+}
+
+fn shown(key: &str) -> String {
+    crate::text::escape(key)
+}
+
+fn nearest(key: &str) -> String {
+    let near = KEYS.iter().map(|known| (strsim::damerau_levenshtein(key, known), known)).min();
+    match near {
+        Some((distance, known)) if distance <= 1 + key.chars().count() / 3 => format!("; did you mean {known}?"),
+        _ => format!("; known keys: {}", KEYS.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Result<(Config, Vec<String>), String> {
+        let (mut config, mut warnings) = (Config::default(), Vec::new());
+        config.apply(Path::new("f.toml"), text, &mut warnings).map_err(|error| error.to_string())?;
+        Ok((config, warnings))
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "lock = '/x'\nwait = 5\nconflict-exit-code = 9\ngrace = '1.5s'\nleftovers = 'wait'\n\
+            time-limit = '2h'\ncgroup = 'required'\n";
+        let config = Config {
+            lock: Some("/x".into()),
+            wait: Some(Duration::from_secs(5)),
+            conflict_exit_code: Some(9),
+            grace: Some(Duration::from_millis(1500)),
+            leftovers: Some(Leftovers::Wait),
+            time_limit: Some(Duration::from_secs(7200)),
+            cgroup: Some(Cgroup::Required),
+        };
+        assert_eq!(read(text), Ok((config, vec![])));
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_at_its_default_and_sets_none() {
+        let shipped = include_str!("../config/perflock.toml");
+        assert_eq!(read(shipped), Ok((Config::default(), vec![])));
+        let keys = shipped.lines().filter(|line| line.starts_with('#') && line.contains(" = "));
+        let uncommented: Vec<&str> = keys.map(|line| line.trim_start_matches('#')).collect();
+        let (config, warnings) = read(&uncommented.join("\n")).unwrap();
+        assert_eq!(warnings, Vec::<String>::new());
+        assert_eq!(uncommented.len(), KEYS.len());
+        let defaults = crate::settings::Settings::default();
+        assert_eq!(config.lock.unwrap(), defaults.lock);
+        assert_eq!(config.grace.unwrap(), defaults.policy.grace);
+        assert_eq!(config.leftovers.unwrap(), defaults.policy.leftovers);
+        assert_eq!(config.conflict_exit_code.unwrap(), defaults.conflict_exit_code);
+        assert_eq!(config.cgroup.unwrap(), defaults.cgroup);
+        assert_eq!((config.wait, config.time_limit), (None, None));
+    }
+
+    #[test]
+    fn an_unknown_key_is_a_warning_with_its_line_and_neighbour() {
+        let (config, warnings) = read("\ngrase = 1\ngrace = 2\nzzzzzz = 3\n").unwrap();
+        assert_eq!(config.grace, Some(Duration::from_secs(2)));
+        let known = KEYS.join(", ");
+        let expected = [
+            "f.toml:2: unknown key grase; did you mean grace?".to_owned(),
+            format!("f.toml:4: unknown key zzzzzz; known keys: {known}"),
+        ];
+        assert_eq!(warnings, expected);
+    }
+
+    #[test]
+    fn a_bad_value_names_file_line_and_key() {
+        let error = |text| read(text).unwrap_err();
+        assert_eq!(
+            error("\ngrace = 'soon'"),
+            "f.toml:2: grace: a duration is seconds (90, 0.5) or has units (1h 30m, 250ms)"
+        );
+        assert_eq!(error("leftovers = 3"), "f.toml:1: leftovers: a string is expected, not integer");
+        assert!(error("leftovers = 'keep'").starts_with("f.toml:1: leftovers: "));
+        assert!(error("conflict-exit-code = 256").contains("from 0 to 255"));
+        assert!(error("lock = 'x'").contains("absolute"));
+        assert!(error("a = 1\ngrace = = 3").starts_with("f.toml:2: "));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text: String) {
+            let _ = read(&text);
+        }
+    }
+}

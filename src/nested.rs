@@ -1,0 +1,78 @@
+//! Nested use: perflock or pls inside a job of the same lock. It must not queue behind the job that it is a part of.
+
+use crate::job::{JobId, Mode};
+use crate::lock::{Entry, Queue, Record, Seen};
+use crate::procfs::Proc;
+
+/// The environment variable that names the job to its processes.
+pub const VARIABLE: &str = "PERFLOCK_JOB";
+
+/// How many tickets are looked at for an ancestor of ours.
+const LOOKED_AT: usize = 64;
+
+/// The job that this process is a part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Which.
+    pub id: JobId,
+    /// How it holds the machine.
+    pub mode: Mode,
+    /// Its command.
+    pub command: Vec<String>,
+}
+
+/// Finds the job of this queue that we are in: by our own cgroup, else by PERFLOCK_JOB (a cgroup namespace hides the
+/// group). Either must name a live ticket that was granted; lying harms only the liar, who could as well not use
+/// perflock.
+///
+/// # Errors
+/// A sentence: only our ancestry says that we are in a job, so waiting would wait for ourselves.
+pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Result<Option<Outer>, String> {
+    let by_group = proc.own_cgroup_v2().ok().and_then(|path| JobId::in_group_path(&path));
+    let by_variable = || std::env::var(VARIABLE).ok()?.parse().ok();
+    let candidates = by_group.into_iter().chain(by_variable());
+    if let Some(outer) = candidates.filter_map(|id| running(queue, id)).next() {
+        return Ok(Some(outer));
+    }
+    let entries = queue.entries().unwrap_or_default();
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let ancestors = ancestors(proc);
+    for seen in entries.into_iter().take(LOOKED_AT).filter_map(|entry| queue.see(entry)).filter(Seen::is_live) {
+        let Some(record) = seen.record() else { continue };
+        let ours = record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
+        if ours && record.granted_usec.is_some() && ancestors.contains(&record.joined.pid) {
+            let command = crate::text::command_line(&record.joined.command);
+            return Err(format!(
+                "this runs below job {} ({command}), but {VARIABLE} was removed from its environment: waiting would wait for itself; \
+                 keep {VARIABLE} in the environment",
+                seen.entry.number
+            ));
+        }
+    }
+    Ok(None)
+}
+
+fn running(queue: &Queue, id: JobId) -> Option<Outer> {
+    let modes = [Mode::Exclusive, Mode::Shared];
+    modes.into_iter().find_map(|mode| {
+        let seen = queue.see(Entry { number: id.number, mode })?;
+        let record: Record = seen.record()?;
+        let same = seen.id(&record) == id && seen.is_live() && record.granted_usec.is_some();
+        same.then_some(Outer { id, mode, command: record.joined.command })
+    })
+}
+
+fn ancestors(proc: &Proc) -> Vec<i32> {
+    let mut ancestors = Vec::new();
+    let mut pid = std::process::id().cast_signed();
+    while let Ok(stat) = proc.stat(pid) {
+        pid = stat.ppid;
+        if pid <= 0 || ancestors.contains(&pid) {
+            break;
+        }
+        ancestors.push(pid);
+    }
+    ancestors
+}

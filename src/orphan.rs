@@ -1,0 +1,109 @@
+//! Orphans: jobs whose supervisor and guard were both killed. The kernel freed their locks; their groups may live on.
+//!
+//! Their dead tickets name them. Whoever gets the lock next holds it while it deals with them: it kills an orphan of
+//! its own user (root: anybody's), and waits for others. So no two jobs that conflict have members at the same time.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::cgroup::{Backend, JobGroup, Population, detect, subreaper, v2};
+use crate::lock::{Ahead, Record, Seen};
+use crate::procfs::Proc;
+use crate::say::Say;
+use crate::supervisor::guard::until_empty;
+use crate::text;
+
+/// Where the group is that a ticket names. The ticket's text chose the path, so it must be a group of this very job.
+pub fn location_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<v2::Location> {
+    let (_, path) = record.group.as_ref()?;
+    let path = path.as_ref()?;
+    let ours = path.file_name()?.to_str()? == seen.id(record).group_name();
+    if ours { detect::locate(mountinfo, path).ok() } else { None }
+}
+
+/// Opens the group that a dead ticket names, if it exists and belongs to the ticket's owner.
+pub fn group_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<Box<dyn JobGroup>> {
+    if record.group.as_ref()?.0 == Backend::Subreaper.name() {
+        return Some(Box::new(subreaper::Group::adopt(&seen.id(record).group_name())));
+    }
+    let location = location_of(seen, record, mountinfo)?;
+    Some(Box::new(v2::Group::adopt(location, seen.uid).ok()??))
+}
+
+/// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
+pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> bool {
+    let boot = proc.boot_id().unwrap_or_default();
+    if record.joined.boot != boot {
+        return true;
+    }
+    let same_pids = proc.own_namespace("pid").is_ok_and(|own| own == record.joined.pid_namespace);
+    let lives = || proc.stat(record.joined.pid).is_ok_and(|stat| stat.start_ticks == record.joined.start_ticks);
+    if record.stopped && (!same_pids || lives()) {
+        return false;
+    }
+    let same_groups = proc.own_namespace("cgroup").is_ok_and(|own| own == record.joined.cgroup_namespace);
+    if record.group.is_some() && !same_groups {
+        // Not seen from here does not mean empty.
+        return false;
+    }
+    match group_of(seen, record, mountinfo) {
+        Some(group) if group.population() == Population::Populated => false,
+        Some(group) => {
+            let _ = group.remove();
+            true
+        }
+        None => true,
+    }
+}
+
+/// Ends the orphan behind a dead ticket, or waits until it has ended. Called with the lock file held. False if
+/// `interrupt` became readable first.
+pub fn end(
+    seen: &Seen,
+    record: &Record,
+    cgroup_namespace: u64,
+    boot: &str,
+    mountinfo: &str,
+    interrupt: BorrowedFd<'_>,
+    say: &Say,
+) -> bool {
+    if record.joined.boot != boot || record.joined.cgroup_namespace != cgroup_namespace {
+        return true;
+    }
+    let Some(group) = group_of(seen, record, mountinfo) else { return true };
+    if group.population() == Population::Empty {
+        let _ = group.remove();
+        return true;
+    }
+    let own = rustix::process::geteuid();
+    let ours = own.is_root() || own.as_raw() == seen.uid;
+    let user = text::escape(&crate::user::name(seen.uid));
+    let command = text::command_line(&record.joined.command);
+    let what = format!("the job {command} of {user}, whose supervisor was killed,");
+    if ours {
+        say.wrong(&format!("ending {what} before starting"));
+    } else {
+        say.note(&format!("waiting for {what} to end (only {user} or root can end it)"));
+    }
+    let ended = until_empty(&*group, ours, Some(interrupt));
+    if ended {
+        let _ = group.remove();
+    }
+    ended
+}
+
+/// A guard that somebody stopped cannot do its work when its supervisor dies, and would hold the machine for ever.
+/// Lets it go on, if it is ours to.
+pub fn wake_guard(ahead: &Ahead, proc: &Proc) {
+    let Some((_, record)) = &ahead.runner else { return };
+    let supervisor = proc.stat(record.joined.pid).ok().filter(|stat| stat.start_ticks == record.joined.start_ticks);
+    let (None, Some(pid)) = (supervisor, record.guard_pid.and_then(Pid::from_raw)) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
+    let stopped_guard =
+        proc.stat(pid.as_raw_pid()).is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T');
+    if stopped_guard {
+        let _ = pidfd_send_signal(pidfd, Signal::CONT);
+    }
+}

@@ -1,0 +1,674 @@
+//! The pipeline of `perflock` and `pls`, from what was typed to how it ends: the only file that sees the lock, the
+//! job group and the supervisor together.
+//!
+//! `arguments → settings → command, backend → place in the queue → hold → job group → running → outcome → ending`
+//!
+//! Everything that can fail without the machine is tried before the queue is joined.
+
+use std::io::{self, IsTerminal as _};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::{self, Detected, GroupError, JobGroup, Population};
+use crate::cli::{self, Aside, RunArgs};
+use crate::exit::{self, Ending};
+use crate::job::{GROUP_PREFIX, Mode};
+use crate::lock::place::Limits;
+use crate::lock::{self, Ahead, Change, Hold, Joined, Lock, LockError, Place, Record, Seen, Woken, setup};
+use crate::nested::{self, Outer};
+use crate::orphan;
+use crate::procfs::Proc;
+use crate::say::Say;
+use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
+use crate::supervisor::command::{Command, CommandError};
+use crate::supervisor::guard::Guard;
+use crate::supervisor::inherit::Inherited;
+use crate::supervisor::signals::{self, Signals};
+use crate::supervisor::spawn::{self, SpawnError};
+use crate::supervisor::step::News;
+use crate::supervisor::{Ended, Exit, Notice, Outcome, Supervisor};
+use crate::text;
+
+/// Which job this is: the identity of the outermost job on this machine that a process belongs to.
+const JOB_VARIABLE: &str = nested::VARIABLE;
+/// How that job holds the machine.
+const MODE_VARIABLE: &str = "PERFLOCK_MODE";
+
+/// Why nothing was run, or why what ran could not be seen to its end.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error("{0}")]
+    NotSetUp(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("cannot {what}: {}", crate::error::reason(.source))]
+    System { what: &'static str, source: io::Error },
+}
+
+impl Error {
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Command(CommandError::NotFound { .. }) => exit::NOT_FOUND,
+            Self::Command(CommandError::NotExecutable { .. }) => exit::NOT_EXECUTABLE,
+            Self::Spawn(SpawnError::Exec { source, .. }) if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
+            Self::Spawn(SpawnError::Exec { .. }) => exit::NOT_EXECUTABLE,
+            _ => exit::OURS,
+        }
+    }
+}
+
+/// `main` of `perflock` (exclusive) and `pls` (shared).
+pub fn main(mode: Mode) {
+    // Before anything changes the signal mask.
+    let inherited = Inherited::captured();
+    let name = match mode {
+        Mode::Exclusive => "perflock",
+        Mode::Shared => "pls",
+    };
+    let arguments = std::env::args_os().skip(1).collect();
+    let ending = match cli::parse_run(name, mode, arguments) {
+        Ok(args) => with_arguments(name, mode, &args, inherited),
+        Err(Aside::Show(text)) => show(&text),
+        Err(Aside::Usage(text)) => {
+            Say::new(name, Verbosity::Quiet).wrong(&text);
+            Ending::Code(exit::OURS)
+        }
+    };
+    ending.leave()
+}
+
+/// Prints what was asked for on stdout.
+fn show(text: &str) -> Ending {
+    use std::io::Write as _;
+    match io::stdout().write_all(text.as_bytes()) {
+        // A reader that closed the pipe has what it wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Ending::Code(exit::OURS),
+        _ => Ending::Code(0),
+    }
+}
+
+fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inherited) -> Ending {
+    let environment = Environment::read(|name| std::env::var_os(name));
+    let early = Say::new(name, if args.quiet { Verbosity::Quiet } else { Verbosity::Normal });
+    let result = environment.configuration(args.config.as_ref()).map_err(Error::from).and_then(|(config, warnings)| {
+        for warning in warnings {
+            early.wrong(&warning);
+        }
+        let settings = Settings::new(args, &environment, config, mode);
+        let say = Say::new(name, settings.verbosity);
+        if args.setup { set_up(&settings, args, &say) } else { Run { settings, say, inherited }.run(args) }
+    });
+    result.unwrap_or_else(|error| {
+        early.wrong(&error.to_string());
+        Ending::Code(error.code())
+    })
+}
+
+/// `--setup`.
+fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<Ending, Error> {
+    let users = match &args.group {
+        None => setup::Users::All,
+        Some(group) => {
+            let unknown =
+                || Error::Usage(format!("there is no group {}; make it with: groupadd {group}", text::escape(group)));
+            setup::Users::Group(crate::user::group_id(group).ok_or_else(unknown)?)
+        }
+    };
+    let changes = setup::set_up(&settings.lock, users, true)?;
+    for change in &changes {
+        say.note(change);
+    }
+    if changes.is_empty() {
+        say.note(&format!("{} is already set up; nothing was changed", settings.lock.display()));
+    }
+    Ok(Ending::Code(0))
+}
+
+/// One run of a command.
+struct Run {
+    settings: Settings,
+    say: Say,
+    inherited: Inherited,
+}
+
+/// What this machine and this process are, found out once.
+struct Here {
+    proc: Proc,
+    mountinfo: String,
+    boot: String,
+    pid_namespace: u64,
+    cgroup_namespace: u64,
+}
+
+impl Here {
+    fn look() -> Result<Self, Error> {
+        let proc = Proc::default();
+        let unreadable = |error| Error::System { what: "read /proc (is it mounted?)", source: error };
+        Ok(Self {
+            mountinfo: cgroup::detect::own_mountinfo(),
+            boot: proc.boot_id().map_err(unreadable)?,
+            pid_namespace: proc.own_namespace("pid").unwrap_or(0),
+            // Kernels without cgroup namespaces have one for all.
+            cgroup_namespace: proc.own_namespace("cgroup").unwrap_or(0),
+            proc,
+        })
+    }
+}
+
+impl Run {
+    fn run(mut self, args: &RunArgs) -> Result<Ending, Error> {
+        let command = Command::look_up(&args.command, std::env::var_os("PATH").as_deref())?;
+        if command.missing_yet {
+            let name = text::escape(&args.command[0].to_string_lossy());
+            self.say.wrong(&format!("warning: {name} does not exist yet; it is looked for again when the job starts"));
+        }
+        let here = Here::look()?;
+        let detected = self.detect(&here)?;
+        if self.settings.private {
+            self.settings.lock = setup::private_lock()?;
+        }
+        let lock = self.open_lock()?;
+        let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
+        let adopts = outer.is_none() && detected.place.backend() == cgroup::Backend::Subreaper;
+        let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
+            .map_err(Error::system("install signal handlers"))?;
+        match outer {
+            Some(outer) => self.run_nested(&command, &detected, &outer, &signals),
+            None => self.run_queued(&command, args, &here, &detected, lock, &signals),
+        }
+    }
+
+    fn detect(&self, here: &Here) -> Result<Detected, Error> {
+        let detected = cgroup::detect(&here.proc, &here.mountinfo);
+        let reasons = || {
+            detected
+                .refused
+                .iter()
+                .map(|refusal| format!("{}: {}", refusal.backend, refusal.why))
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        match (self.settings.cgroup, detected.place.backend()) {
+            (Cgroup::None, _) => Ok(Detected { place: cgroup::Place::Subreaper, refused: Vec::new() }),
+            (Cgroup::Required, cgroup::Backend::Subreaper) => {
+                let why =
+                    format!("no job group can be made here ({}); use --cgroup=auto for weaker tracking", reasons());
+                Err(Error::Refused(why))
+            }
+            (Cgroup::Auto, cgroup::Backend::Subreaper) => {
+                self.say.note(&format!(
+                    "warning: no job group can be made here ({}); processes that hide from their parent may survive, and \
+                     CPU time is not counted (run perflock as root or in a delegated cgroup; --cgroup=none silences this)",
+                    reasons()
+                ));
+                Ok(detected)
+            }
+            _ => Ok(detected),
+        }
+    }
+
+    /// Opens lock file and queue; root makes what is missing.
+    fn open_lock(&self) -> Result<Lock, Error> {
+        let lock = &self.settings.lock;
+        match Lock::open(lock) {
+            Err(LockError::Missing(_)) if rustix::process::geteuid().is_root() => {
+                for change in setup::set_up(lock, setup::Users::All, false)? {
+                    self.say.note(&format!("{change}: this machine is now set up for everybody"));
+                }
+                if ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()) {
+                    self.say.note("this is a container: the lock is the container's own, not the host's");
+                }
+                Ok(Lock::open(lock)?)
+            }
+            Err(LockError::Missing(path)) => Err(Error::NotSetUp(self.not_set_up(&path))),
+            other => Ok(other?),
+        }
+    }
+
+    fn not_set_up(&self, missing: &Path) -> String {
+        let program = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("perflock")));
+        let program = program.unwrap_or_else(|| PathBuf::from("perflock"));
+        let lock = &self.settings.lock;
+        let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", lock.display()) };
+        format!(
+            "this machine is not set up: {} is missing\nfor everybody, once: sudo {} --setup{option}\n\
+             only among your own jobs: {} --private CMD",
+            missing.display(),
+            program.display(),
+            self.say.name(),
+        )
+    }
+
+    /// A job inside another job of the same lock: it runs at once, if the outer job's mode covers it.
+    fn run_nested(
+        &self,
+        command: &Command,
+        detected: &Detected,
+        outer: &Outer,
+        signals: &Signals,
+    ) -> Result<Ending, Error> {
+        let mode = self.settings.mode;
+        if !outer.mode.covers(mode) {
+            let command = text::command_line(&outer.command);
+            return Err(Error::Refused(format!(
+                "this runs inside the {} job {} ({command}), which does not have the machine alone; start the outer command with perflock",
+                outer.mode, outer.id.number
+            )));
+        }
+        self.say.detail(&format!("inside job {}, which holds the machine: starting at once", outer.id.number));
+        let own = std::process::id();
+        let stamp = crate::clock::boottime_usec();
+        let name = format!("{GROUP_PREFIX}nested-{own}-{stamp:x}");
+        let mut group = cgroup::create(&detected.place, &name)?;
+        let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
+        let job = Job { run: self, command, signals, hold: None };
+        let result = job.run(&mut *group, &variables);
+        self.finish(result, None, Duration::ZERO)
+    }
+
+    fn run_queued(
+        &self,
+        command: &Command,
+        args: &RunArgs,
+        here: &Here,
+        detected: &Detected,
+        lock: Lock,
+        signals: &Signals,
+    ) -> Result<Ending, Error> {
+        let started = Instant::now();
+        let argv: Vec<String> = args.command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let own = here.proc.stat(std::process::id().cast_signed()).map_err(Error::system("read /proc/self/stat"))?;
+        let joined = Joined {
+            format: lock::ticket::FORMAT,
+            boot: here.boot.clone(),
+            joined_usec: crate::clock::boottime_usec(),
+            pid: own.pid,
+            start_ticks: own.start_ticks,
+            pid_namespace: here.pid_namespace,
+            cgroup_namespace: here.cgroup_namespace,
+            mode: self.settings.mode,
+            command: Joined::fit_command(&argv),
+            message: self.settings.message.clone(),
+        };
+        let hold = match self.obtain(lock, joined, here, signals, started)? {
+            Ok(hold) => hold,
+            Err(ending) => return Ok(ending),
+        };
+        let waited = started.elapsed();
+        // From here on the machine is ours: whatever fails, it is given back.
+        let held = self.run_held(command, here, detected, &hold, signals);
+        match held {
+            Ok(Some(result)) => self.finish(result, Some(hold), waited),
+            Ok(None) => {
+                hold.release();
+                Ok(Ending::Signal(self.fatal_signal(signals).unwrap_or(libc::SIGTERM)))
+            }
+            Err(error) => {
+                hold.release();
+                Err(error)
+            }
+        }
+    }
+
+    /// Joins the queue and waits. The inner error is how to end without the machine.
+    fn obtain(
+        &self,
+        mut lock: Lock,
+        joined: Joined,
+        here: &Here,
+        signals: &Signals,
+        started: Instant,
+    ) -> Result<Result<Hold, Ending>, Error> {
+        let deadline = self.settings.wait.and_then(|wait| started.checked_add(wait));
+        let limits = Limits { interrupt: signals.fd(), deadline };
+        let spent = |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.proc, &here.mountinfo);
+        // Until this returns, only a neighbour who holds the directory's lock can keep us waiting.
+        let mut place = loop {
+            lock = match Place::join(lock, joined.clone(), limits, &mut { spent })? {
+                Ok(place) => break place,
+                Err(lock) => lock,
+            };
+            match self.fatal_signal(signals) {
+                Some(signal) => return Ok(Err(Ending::Signal(signal))),
+                None if deadline.is_some_and(|at| at <= Instant::now()) => return Ok(Err(self.gave_up(started))),
+                None => {}
+            }
+        };
+        let mut told = false;
+        loop {
+            let on_wait = |ahead: Ahead, place: &Place| {
+                if !told {
+                    told = true;
+                    let _ = signals.catch_stop(&self.inherited);
+                }
+                orphan::wake_guard(&ahead, &here.proc);
+                self.say.note(&waiting_line(&ahead, place, &here.proc));
+            };
+            let woken = place.wait(self.settings.nonblock, limits, on_wait);
+            let ending = match woken {
+                Ok(Woken::Held) => {
+                    if told {
+                        signals::stop_by_default(&self.inherited);
+                        self.say.note(&format!("got lock after {}", text::duration(started.elapsed())));
+                    }
+                    return Ok(Ok(place.hold()));
+                }
+                Ok(Woken::Busy) => {
+                    let busy = place.ahead_now().map(|ahead| waiting_line(&ahead, &place, &here.proc));
+                    let busy = busy.unwrap_or_default();
+                    let who = busy.strip_prefix("waiting for lock").unwrap_or_default();
+                    let who = who.trim_start_matches([' ', ';']);
+                    let who = if who.is_empty() { String::new() } else { format!(": {who}") };
+                    self.say.note(&format!("the machine is not free, not waiting{who}"));
+                    Ending::Code(self.settings.conflict_exit_code)
+                }
+                Ok(Woken::TimedOut) => self.gave_up(started),
+                Ok(Woken::Interrupted) => match self.waiter_signal(signals) {
+                    None => continue,
+                    Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
+                    Some(WaiterSignal::Stop) => {
+                        place.stop();
+                        signals::stop_now();
+                        match place.resume(limits, &mut { spent }) {
+                            Ok(true) => continue,
+                            Ok(false) => {
+                                self.fatal_signal(signals).map_or_else(|| self.gave_up(started), Ending::Signal)
+                            }
+                            Err(error) => {
+                                place.leave();
+                                return Err(error.into());
+                            }
+                        }
+                    }
+                },
+                Err(error) => {
+                    place.leave();
+                    return Err(error.into());
+                }
+            };
+            place.leave();
+            return Ok(Err(ending));
+        }
+    }
+
+    fn gave_up(&self, started: Instant) -> Ending {
+        self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
+        Ending::Code(self.settings.conflict_exit_code)
+    }
+
+    fn waiter_signal(&self, signals: &Signals) -> Option<WaiterSignal> {
+        let mut arrived =
+            signals.drain().into_iter().map(|arrived| arrived.signal).filter(|&signal| signal != libc::SIGCHLD);
+        let first = arrived.next()?;
+        let fatal = [first].into_iter().chain(arrived).find(|&signal| signal != libc::SIGTSTP);
+        Some(fatal.map_or(WaiterSignal::Stop, WaiterSignal::Die))
+    }
+
+    fn fatal_signal(&self, signals: &Signals) -> Option<i32> {
+        match self.waiter_signal(signals) {
+            Some(WaiterSignal::Die(signal)) => Some(signal),
+            _ => None,
+        }
+    }
+
+    /// With the machine held: deals with orphans, makes the group, and runs the job. `None` if a signal came first.
+    fn run_held(
+        &self,
+        command: &Command,
+        here: &Here,
+        detected: &Detected,
+        hold: &Hold,
+        signals: &Signals,
+    ) -> Result<Option<Result<Outcome, Error>>, Error> {
+        for (seen, record) in hold.dead()? {
+            let ended = orphan::end(
+                &seen,
+                &record,
+                here.cgroup_namespace,
+                &here.boot,
+                &here.mountinfo,
+                signals.fd(),
+                &self.say,
+            );
+            if !ended {
+                return Ok(None);
+            }
+        }
+        let id = hold.ticket().id;
+        let name = id.group_name();
+        // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
+        let path = match &detected.place {
+            cgroup::Place::V2(parent) => Some(parent.child(&name).path),
+            cgroup::Place::Subreaper => None,
+        };
+        hold.ticket().record(&Change::Group { backend: detected.place.backend().name().to_owned(), path })?;
+        let mut group = cgroup::create(&detected.place, &name)?;
+        let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];
+        let job = Job { run: self, command, signals, hold: Some(hold) };
+        Ok(Some(job.run(&mut *group, &variables)))
+    }
+
+    /// Gives the machine back, and only then prints: a slow terminal never holds it.
+    fn finish(&self, result: Result<Outcome, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
+        let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
+        if let Some(hold) = hold {
+            hold.release();
+        }
+        let outcome = result?;
+        if outcome.leftover_count > 0 && !outcome.timed_out {
+            self.say.wrong(&format!(
+                "killed {}: {}; start it before {} to keep it, or use --leftovers wait to hold the machine until it ends",
+                text::count(outcome.leftover_count, "leftover process"),
+                named(&outcome.leftovers, outcome.leftover_count),
+                self.say.name(),
+            ));
+        } else if outcome.leftover_count > 0 {
+            let which = named(&outcome.leftovers, outcome.leftover_count);
+            self.say.wrong(&format!(
+                "killed {} after the time limit: {which}",
+                text::count(outcome.leftover_count, "process")
+            ));
+        }
+        let worth_a_line = outcome.wall >= Duration::from_secs(2) || told_waiting;
+        let line = usage_line(&outcome, waited);
+        if worth_a_line && io::stderr().is_terminal() {
+            self.say.note(&line);
+        } else {
+            self.say.detail(&line);
+        }
+        Ok(match outcome.exit {
+            _ if outcome.timed_out => Ending::Code(exit::TIMED_OUT),
+            // waitid(2) gives the eight bits that the command exited with.
+            Exit::Code(code) => Ending::Code(code.cast_unsigned() as u8),
+            Exit::Signal(signal) => Ending::Signal(signal),
+        })
+    }
+}
+
+enum WaiterSignal {
+    Stop,
+    Die(i32),
+}
+
+/// A job that may start now.
+struct Job<'a> {
+    run: &'a Run,
+    command: &'a Command,
+    signals: &'a Signals,
+    hold: Option<&'a Hold>,
+}
+
+impl Job<'_> {
+    /// Runs the command in `group` to its end, and leaves the group removed and the guard gone.
+    fn run(&self, group: &mut dyn JobGroup, variables: &[(&str, String)]) -> Result<Outcome, Error> {
+        let say = &self.run.say;
+        let shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
+        let start_guard = |group: &dyn JobGroup| {
+            Guard::start(group, &shared, &|| {
+                if let Some(hold) = self.hold {
+                    hold.ticket().unlink();
+                }
+            })
+        };
+        let record = |change: &Change| {
+            // Only what others are shown: a full disk must not end a job that runs.
+            if let Some(hold) = self.hold {
+                let _ = hold.ticket().record(change);
+            }
+        };
+        let started = start_guard(group).map_err(Error::system("start the guard")).and_then(|guard| {
+            group.exclude(guard.pid);
+            record(&Change::Guard { pid: guard.pid });
+            match spawn::spawn(self.command, &self.run.inherited, group.maker(), variables) {
+                Ok(main) => Ok((guard, main)),
+                Err(error) => {
+                    guard.end();
+                    guard.reap();
+                    Err(error.into())
+                }
+            }
+        });
+        let (guard, main) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.remove(group);
+                return Err(error);
+            }
+        };
+        let mut notice = |notice: Notice| self.notice(notice, &record);
+        let signals = self.signals;
+        let mut supervisor =
+            Supervisor { group, signals, start_guard: &start_guard, guard: Some(guard), notice: &mut notice };
+        let outcome =
+            supervisor.watch(&main, self.run.settings.policy).map_err(Error::system("wait for the command"))?;
+        let guard = supervisor.guard.take();
+        self.remove(group);
+        if let Some(guard) = guard {
+            guard.end();
+            guard.reap();
+        }
+        if let Some(path) = group.path() {
+            say.detail(&format!("the job group was {}", path.display()));
+        }
+        Ok(outcome)
+    }
+
+    fn remove(&self, group: &dyn JobGroup) {
+        if group.population() == Population::Populated {
+            // Only after a failed start: the child that could not execute is gone in a moment.
+            crate::supervisor::guard::until_empty(group, true, None);
+        }
+        if let Err(error) = group.remove() {
+            self.run.say.wrong(&format!("warning: {error}; it is empty, and a later job removes it"));
+        }
+    }
+
+    fn notice(&self, notice: Notice, record: &dyn Fn(&Change)) {
+        let say = &self.run.say;
+        match notice {
+            Notice::News(news, living, count) => {
+                let who = named(&living, count);
+                let processes = text::count(count, "process");
+                match news {
+                    News::TimeLimit => {
+                        let limit = self.run.settings.policy.time_limit.unwrap_or_default();
+                        say.wrong(&format!("time limit of {} reached: ending the command", text::exact_duration(limit)));
+                    }
+                    News::Releasing => record(&Change::Releasing),
+                    News::KillsIn(left) => say.note(&format!(
+                        "waiting for {processes} to end: {who}; killed in {} (^C kills now)",
+                        text::duration(left)
+                    )),
+                    News::Lingering => say.note(&format!(
+                        "holding the machine for {processes} that the command left: {who} (^C kills now)"
+                    )),
+                    News::Unkillable => say.wrong(&format!(
+                        "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel?)"
+                    )),
+                }
+            }
+            Notice::Guard(pid) => {
+                record(&Change::Guard { pid });
+                say.wrong(&format!("warning: the guard was killed; another took its place ({pid})"));
+            }
+            Notice::Unguarded => {
+                say.wrong("warning: the guard was killed and cannot be replaced; if this perflock is killed too, the next one ends the job");
+            }
+            Notice::CannotKill(why) => say.wrong(&why),
+        }
+    }
+}
+
+/// `redis-server (4312), sh (4313) and 3 more`.
+fn named(processes: &[Ended], count: usize) -> String {
+    let shown: Vec<String> =
+        processes.iter().map(|process| format!("{} ({})", text::escape(&process.name), process.pid)).collect();
+    match count.saturating_sub(shown.len()) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// `waiting for lock behind 2 jobs; USER runs make bench (exclusive, 12m)`.
+fn waiting_line(ahead: &Ahead, place: &Place, proc: &Proc) -> String {
+    let mut line = "waiting for lock".to_owned();
+    if ahead.jobs > 0 {
+        let about = if ahead.exact { "" } else { "about " };
+        line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
+    }
+    if let Some((uid, record)) = &ahead.runner {
+        let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
+        let user = text::escape(&crate::user::name(*uid));
+        let command = text::cut(&text::command_line(&record.joined.command), 60);
+        line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
+    } else if ahead.jobs == 0 {
+        let own = std::process::id().cast_signed();
+        let others = lock::outsiders::outsiders(proc, place.lock_file(), &[own]).unwrap_or_default();
+        if let Some(other) = others.iter().find(|other| !other.waiting) {
+            let user = other.uid.map_or_else(|| "somebody".to_owned(), |uid| text::escape(&crate::user::name(uid)));
+            let command = match text::cut(&text::command_line(&other.command), 60) {
+                command if command.is_empty() => "a process that ended".to_owned(),
+                command => command,
+            };
+            line.push_str(&format!("; {user} runs {command} ({}, by flock, process {})", other.mode, other.pid));
+        }
+    }
+    line
+}
+
+/// `took 12.3s, used 88.1 CPU seconds (716% of a core)`.
+fn usage_line(outcome: &Outcome, waited: Duration) -> String {
+    let mut line = format!("took {}", text::duration(outcome.wall));
+    match outcome.usage.cpu_usec {
+        Some(cpu_usec) => {
+            let cpu = Duration::from_micros(cpu_usec);
+            let share = 100.0 * cpu.as_secs_f64() / outcome.wall.as_secs_f64().max(0.001);
+            line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core)", text::duration(cpu)));
+        }
+        None => line.push_str(", CPU time unknown (no job group)"),
+    }
+    if let Some(peak) = outcome.usage.memory_peak_bytes {
+        line.push_str(&format!(", {} of memory at most", text::bytes(peak)));
+    }
+    if waited >= Duration::from_millis(100) {
+        line.push_str(&format!(", after waiting {}", text::duration(waited)));
+    }
+    line
+}

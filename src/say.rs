@@ -1,0 +1,62 @@
+//! The one place that prints: messages on stderr, each behind the name that was typed.
+
+use std::io::Write as _;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::settings::Verbosity;
+
+/// A voice with a name.
+#[derive(Clone, Debug)]
+pub struct Say {
+    name: &'static str,
+    verbosity: Verbosity,
+}
+
+impl Say {
+    /// Speaks as `name`.
+    pub fn new(name: &'static str, verbosity: Verbosity) -> Self {
+        Self { name, verbosity }
+    }
+
+    /// The name that was typed.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How much is said.
+    pub fn verbosity(&self) -> Verbosity {
+        self.verbosity
+    }
+
+    /// Something that went wrong: said even with `--quiet`.
+    pub fn wrong(&self, text: &str) {
+        self.line(text);
+    }
+
+    /// What a person waiting at the terminal wants to know.
+    pub fn note(&self, text: &str) {
+        if self.verbosity >= Verbosity::Normal {
+            self.line(text);
+        }
+    }
+
+    /// What is done, and how: said with `--verbose`.
+    pub fn detail(&self, text: &str) {
+        if self.verbosity >= Verbosity::Verbose {
+            self.line(text);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        // A background process that writes to its terminal is stopped under `stty tostop`. A supervisor that slept in
+        // that stop would hold up the whole machine; with SIGTTOU blocked the terminal takes the line.
+        let ttou = SigSet::from(Signal::SIGTTOU);
+        let before = ttou.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK);
+        // One write per line, so that lines of several jobs on one terminal do not mix. Nobody may be listening.
+        let _ = std::io::stderr().write_all(format!("{}: {text}\n", self.name).as_bytes());
+        if let Ok(before) = before {
+            let _ = before.thread_set_mask();
+        }
+    }
+}

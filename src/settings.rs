@@ -1,0 +1,233 @@
+//! What was typed, configured and left to its default, validated and put together.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cli::RunArgs;
+use crate::config::{Config, ConfigError, SYSTEM_FILE};
+use crate::job::Mode;
+use crate::supervisor::step::{Leftovers, Policy};
+
+/// The lock file of a machine.
+pub const LOCK: &str = "/run/perflock";
+
+/// Whether a job gets a group of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// The strongest this machine offers; the fallback is announced.
+    Auto,
+    /// A real group or nothing.
+    Required,
+    /// The fallback.
+    None,
+}
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Only what is wrong.
+    Quiet,
+    /// Also who is waited for.
+    Normal,
+    /// Also what is done, and how.
+    Verbose,
+}
+
+/// Everything that one run of `perflock` or `pls` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The lock file.
+    pub lock: PathBuf,
+    /// `--private`: the lock file is chosen, and made, when it is needed.
+    pub private: bool,
+    /// What the job asks for.
+    pub mode: Mode,
+    /// Do not wait.
+    pub nonblock: bool,
+    /// The longest wait.
+    pub wait: Option<Duration>,
+    /// The exit code when the lock was not obtained.
+    pub conflict_exit_code: u8,
+    /// A note for others.
+    pub message: Option<String>,
+    /// The end of the job.
+    pub policy: Policy,
+    /// Job groups.
+    pub cgroup: Cgroup,
+    /// How much is said.
+    pub verbosity: Verbosity,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lock: LOCK.into(),
+            private: false,
+            mode: Mode::Exclusive,
+            nonblock: false,
+            wait: None,
+            conflict_exit_code: crate::exit::NOT_OBTAINED,
+            message: None,
+            policy: Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None },
+            cgroup: Cgroup::Auto,
+            verbosity: Verbosity::Normal,
+        }
+    }
+}
+
+impl Settings {
+    /// Flags over PERFLOCK_LOCK over configuration over defaults.
+    pub fn new(args: &RunArgs, environment: &Environment, config: Config, mode: Mode) -> Self {
+        let default = Self::default();
+        let mode = match (args.shared, args.exclusive) {
+            (true, _) => Mode::Shared,
+            (_, true) => Mode::Exclusive,
+            _ => mode,
+        };
+        let verbosity = match (args.quiet, args.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        let wait = args.wait.or(config.wait);
+        Self {
+            lock: lock_path(args.lock.as_ref(), environment, &config),
+            private: args.private,
+            mode,
+            // As in flock(1): a wait of no time is no wait.
+            nonblock: args.nonblock || wait.is_some_and(|wait| wait.is_zero()),
+            wait,
+            conflict_exit_code: args
+                .conflict_exit_code
+                .or(config.conflict_exit_code)
+                .unwrap_or(default.conflict_exit_code),
+            message: args.message.clone(),
+            policy: Policy {
+                grace: args.grace.or(config.grace).unwrap_or(default.policy.grace),
+                leftovers: args.leftovers.or(config.leftovers).unwrap_or(default.policy.leftovers),
+                // A limit of 0 is none, as in timeout(1).
+                time_limit: args.time_limit.or(config.time_limit).filter(|limit| !limit.is_zero()),
+            },
+            cgroup: args.cgroup.or(config.cgroup).unwrap_or(default.cgroup),
+            verbosity,
+        }
+    }
+}
+
+/// The lock file by flag, environment, configuration or default.
+pub fn lock_path(flag: Option<&PathBuf>, environment: &Environment, config: &Config) -> PathBuf {
+    let chosen = flag.or(environment.lock.as_ref()).or(config.lock.as_ref()).cloned().unwrap_or_else(|| LOCK.into());
+    // The guard lives in `/`, and tickets name the lock to others: no path may depend on where we stand.
+    std::path::absolute(&chosen).unwrap_or(chosen)
+}
+
+/// The environment variables that are settings. An empty one counts as not set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// PERFLOCK_LOCK.
+    pub lock: Option<PathBuf>,
+    /// PERFLOCK_CONFIG.
+    pub config: Option<PathBuf>,
+    /// The user's configuration file.
+    pub user_config: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Picks from `variable`, which is [`std::env::var_os`] but for tests.
+    pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        // The XDG rules say that a relative path is to be ignored.
+        let config_home = path("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
+        let config_home = config_home.or_else(|| path("HOME").map(|home| home.join(".config")));
+        Self {
+            lock: path("PERFLOCK_LOCK"),
+            config: path("PERFLOCK_CONFIG"),
+            user_config: config_home.map(|home| home.join("perflock/config.toml")),
+        }
+    }
+
+    /// The configuration: the file of `flag` or PERFLOCK_CONFIG alone, else the machine's and then the user's. Returns
+    /// warnings beside it.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn configuration(&self, flag: Option<&PathBuf>) -> Result<(Config, Vec<String>), ConfigError> {
+        match flag.or(self.config.as_ref()) {
+            Some(named) => Config::read(std::slice::from_ref(named), true),
+            None => {
+                let system = PathBuf::from(SYSTEM_FILE);
+                let files: Vec<PathBuf> = [system].into_iter().chain(self.user_config.clone()).collect();
+                Config::read(&files, false)
+            }
+        }
+    }
+}
+
+/// Reads `kill` or `wait`.
+///
+/// # Errors
+/// A sentence fragment with the words that are allowed.
+pub fn parse_leftovers(word: &str) -> Result<Leftovers, String> {
+    match word {
+        "kill" => Ok(Leftovers::Kill),
+        "wait" => Ok(Leftovers::Wait),
+        _ => Err(r#"leftovers are dealt with by "kill" or "wait""#.to_owned()),
+    }
+}
+
+/// Reads `auto`, `required` or `none`.
+///
+/// # Errors
+/// A sentence fragment with the words that are allowed.
+pub fn parse_cgroup(word: &str) -> Result<Cgroup, String> {
+    match word {
+        "auto" => Ok(Cgroup::Auto),
+        "required" => Ok(Cgroup::Required),
+        "none" => Ok(Cgroup::None),
+        _ => Err(r#"the job's cgroup is "auto", "required" or "none""#.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        Environment::read(|name| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_configuration() {
+        let config = Config { lock: Some("/config".into()), grace: Some(Duration::from_secs(1)), ..Config::default() };
+        let from_environment = environment(&[("PERFLOCK_LOCK", "/env")]);
+        let mut args = RunArgs::default();
+        let lock = |args: &RunArgs, environment: &Environment| {
+            Settings::new(args, environment, config.clone(), Mode::Shared).lock
+        };
+        assert_eq!(lock(&args, &environment(&[("PERFLOCK_LOCK", "")])), PathBuf::from("/config"));
+        assert_eq!(lock(&args, &from_environment), PathBuf::from("/env"));
+        args.lock = Some("/flag".into());
+        assert_eq!(lock(&args, &from_environment), PathBuf::from("/flag"));
+        args.grace = Some(Duration::from_secs(2));
+        let settings = Settings::new(&args, &from_environment, config, Mode::Shared);
+        assert_eq!((settings.policy.grace, settings.mode), (Duration::from_secs(2), Mode::Shared));
+    }
+
+    #[test]
+    fn a_wait_of_no_time_is_no_wait_and_a_limit_of_none_is_no_limit() {
+        let args = RunArgs { wait: Some(Duration::ZERO), time_limit: Some(Duration::ZERO), ..RunArgs::default() };
+        let settings = Settings::new(&args, &Environment::default(), Config::default(), Mode::Exclusive);
+        assert!(settings.nonblock);
+        assert_eq!(settings.policy.time_limit, None);
+    }
+
+    #[test]
+    fn the_user_s_file_is_where_xdg_says() {
+        let file = |pairs: &[(&str, &str)]| environment(pairs).user_config;
+        assert_eq!(file(&[("HOME", "/h")]), Some("/h/.config/perflock/config.toml".into()));
+        assert_eq!(file(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]), Some("/x/perflock/config.toml".into()));
+        assert_eq!(file(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]), Some("/h/.config/perflock/config.toml".into()));
+        assert_eq!(file(&[]), None);
+    }
+}

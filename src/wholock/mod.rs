@@ -1,0 +1,101 @@
+//! `wholock`: who holds the machine, who waits, and what each job uses. It looks and changes nothing, takes no lock,
+//! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
+
+pub mod snapshot;
+pub mod view;
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use crate::cli::{self, Aside, WholockArgs};
+use crate::config::ConfigError;
+use crate::exit::{self, Ending};
+use crate::lock::{Lock, LockError, setup};
+use crate::procfs::Proc;
+use crate::say::Say;
+use crate::settings::{Environment, Verbosity, lock_path};
+use snapshot::Snapshot;
+
+/// How long jobs are watched to see what they use now.
+const SAMPLE: Duration = Duration::from_millis(200);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Lock(LockError),
+    #[error("this machine is not set up: {0}; nobody can hold it (to set it up: sudo perflock --setup)")]
+    NotSetUp(LockError),
+    #[error("there is no process {0}")]
+    NoProcess(i32),
+    #[error("cannot write: {}", crate::error::reason(.0))]
+    Write(io::Error),
+}
+
+/// `main` of `wholock`.
+pub fn main() {
+    let say = Say::new("wholock", Verbosity::Normal);
+    let ending = match cli::parse_wholock(std::env::args_os().skip(1).collect()) {
+        Ok(args) => run(&args, &say),
+        Err(Aside::Show(text)) => print(&text).map(|()| 0),
+        Err(Aside::Usage(text)) => {
+            say.wrong(&text);
+            Ok(exit::OURS)
+        }
+    };
+    let code = ending.unwrap_or_else(|error| {
+        say.wrong(&error.to_string());
+        exit::OURS
+    });
+    Ending::Code(code).leave()
+}
+
+fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
+    let environment = Environment::read(|name| std::env::var_os(name));
+    let (config, warnings) = environment.configuration(args.config.as_ref())?;
+    for warning in warnings {
+        say.wrong(&warning);
+    }
+    let path = match args.private {
+        true => setup::private_lock().map_err(Error::Lock)?,
+        false => lock_path(args.lock.as_ref(), &environment, &config),
+    };
+    let lock = Lock::open(&path).map_err(|error| match error {
+        LockError::Missing(_) => Error::NotSetUp(error),
+        other => Error::Lock(other),
+    })?;
+    let proc = Proc::default();
+    if let Some(pid) = args.pid {
+        return whose(pid, &Snapshot::take(&lock, &proc, Duration::ZERO).map_err(Error::Lock)?, &proc);
+    }
+    // Whether the machine is free takes no watching.
+    let sample = if args.quiet { Duration::ZERO } else { args.sample.unwrap_or(SAMPLE) };
+    let snapshot = Snapshot::take(&lock, &proc, sample).map_err(Error::Lock)?;
+    if args.quiet {
+        return Ok(u8::from(!snapshot.free()));
+    }
+    print(&view::table(&snapshot, view::terminal_width()))?;
+    Ok(0)
+}
+
+/// `--pid`.
+fn whose(pid: i32, snapshot: &Snapshot, proc: &Proc) -> Result<u8, Error> {
+    let stat = proc.stat(pid).map_err(|_| Error::NoProcess(pid))?;
+    let name = crate::text::escape(&stat.comm);
+    match snapshot.job_of(pid, proc) {
+        Some(job) => {
+            print(&format!("process {pid} ({name}) belongs to job {}\n", job.number))?;
+            print(&view::jobs_table(&[job], view::terminal_width()))?;
+        }
+        None => print(&format!("process {pid} ({name}) belongs to no job\n"))?,
+    }
+    Ok(0)
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Write(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,267 @@
+//! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
+//! ticket. All the reading is here; showing it is in [`super::view`].
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::{Backend, JobGroup as _, Population, Usage, detect, subreaper, v2};
+use crate::clock;
+use crate::job::{JobId, Mode};
+use crate::lock::decide::{Decision, Entry, Life, Target, decide};
+use crate::lock::outsiders::{Outsider, outsiders};
+use crate::lock::{Lock, LockError, Record, Seen};
+use crate::nested;
+use crate::orphan;
+use crate::procfs::Proc;
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has the machine.
+    Running,
+    /// It has the machine, and its supervisor is stopped.
+    Stopped,
+    /// Its command ended; leftovers are being ended.
+    Releasing,
+    /// Its supervisor is dead; the guard is ending it.
+    Guarded,
+    /// It waits for the job of this number.
+    WaitingFor(u64),
+    /// It waits for the lock file.
+    Waiting,
+    /// A waiter that was stopped: others may pass it.
+    StoppedWaiter,
+    /// Supervisor and guard are dead; members live.
+    Orphan,
+}
+
+/// One job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its place in the queue.
+    pub number: u64,
+    /// Which.
+    pub id: JobId,
+    /// Whose.
+    pub uid: u32,
+    /// How it holds or wants the machine.
+    pub mode: Mode,
+    /// What it is doing.
+    pub state: State,
+    /// Since it got the machine, or since it joined.
+    pub age: Duration,
+    /// What its group has used.
+    pub usage: Usage,
+    /// CPU use while it was watched, in percent of one core.
+    pub cpu_now_percent: Option<f64>,
+    /// Living processes.
+    pub processes: Option<usize>,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// Its note.
+    pub message: Option<String>,
+    /// Its supervisor and guard.
+    pub keepers: Vec<i32>,
+    /// Its directory, where it has one.
+    pub group: Option<PathBuf>,
+}
+
+impl Job {
+    /// CPU use on the average, in percent of one core.
+    pub fn cpu_average_percent(&self) -> Option<f64> {
+        let cpu = Duration::from_micros(self.usage.cpu_usec?);
+        let age = self.age.as_secs_f64();
+        (age > 0.0).then(|| 100.0 * cpu.as_secs_f64() / age)
+    }
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Who has the machine, orphans included.
+    pub holders: Vec<Job>,
+    /// Who waits, in order.
+    pub waiters: Vec<Job>,
+    /// Who uses the lock file without a ticket.
+    pub outsiders: Vec<Outsider>,
+}
+
+/// How a job is found from one of its processes.
+struct View<'a> {
+    lock: &'a Lock,
+    proc: &'a Proc,
+    mountinfo: String,
+    boot: String,
+    pid_namespace: Option<u64>,
+    cgroup_namespace: Option<u64>,
+}
+
+impl Snapshot {
+    /// Looks at the lock, twice `sample` apart.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn take(lock: &Lock, proc: &Proc, sample: Duration) -> Result<Self, LockError> {
+        let view = View {
+            lock,
+            proc,
+            mountinfo: detect::own_mountinfo(),
+            boot: proc.boot_id().unwrap_or_default(),
+            pid_namespace: proc.own_namespace("pid").ok(),
+            cgroup_namespace: proc.own_namespace("cgroup").ok(),
+        };
+        let mut snapshot = view.jobs()?;
+        snapshot.watch(sample);
+        let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
+        snapshot.outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
+        Ok(snapshot)
+    }
+
+    /// Nobody has the machine or waits for it.
+    pub fn free(&self) -> bool {
+        self.holders.is_empty() && self.waiters.is_empty() && self.outsiders.is_empty()
+    }
+
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.holders.iter().chain(&self.waiters)
+    }
+
+    /// The job that a process is a member of, or supervises.
+    pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
+        let by_group = proc.cgroup_v2(pid).ok().and_then(|path| JobId::in_group_path(&path));
+        let has = |entry: &str| proc.environ_has(pid, entry).unwrap_or(false);
+        self.jobs().find(|job| {
+            let name = job.id.group_name();
+            Some(job.id) == by_group
+                || job.keepers.contains(&pid)
+                || has(&format!("{}={name}", subreaper::MARKER))
+                || has(&format!("{}={}", nested::VARIABLE, job.id))
+        })
+    }
+
+    /// Reads every group's CPU time again after `sample`.
+    fn watch(&mut self, sample: Duration) {
+        let groups = self.holders.iter().any(|job| job.group.is_some());
+        if sample.is_zero() || !groups {
+            return;
+        }
+        let start = Instant::now();
+        std::thread::sleep(sample);
+        for job in &mut self.holders {
+            let (Some(group), Some(before)) = (&job.group, job.usage.cpu_usec) else { continue };
+            // A group that went away meanwhile has no rate, rather than a rate of zero.
+            if let Some(after) = Usage::read(group).cpu_usec {
+                let micros = start.elapsed().as_micros() as f64;
+                job.cpu_now_percent = Some(100.0 * after.saturating_sub(before) as f64 / micros);
+            }
+        }
+    }
+}
+
+impl View<'_> {
+    fn jobs(&self) -> Result<Snapshot, LockError> {
+        let entries = self.lock.queue.entries()?;
+        let seen: Vec<Seen> = entries.iter().filter_map(|&entry| self.lock.queue.see(entry)).collect();
+        let lives: Vec<(Entry, Life)> = seen.iter().map(|seen| (seen.entry, seen.life())).collect();
+        let life_of = |entry: Entry| {
+            let index = lives.binary_search_by_key(&entry, |&(entry, _)| entry);
+            index.map_or(Life::Dead, |index| lives[index].1)
+        };
+        let mut snapshot = Snapshot::default();
+        for (seen, &(entry, life)) in seen.iter().zip(&lives) {
+            let Some(record) = seen.record() else { continue };
+            match life {
+                Life::Holding => snapshot.holders.push(self.holder(seen, &record)),
+                Life::Waiting => {
+                    let state = match decide(entry, &entries, life_of) {
+                        Decision::Wait(Target::Ticket(other)) => State::WaitingFor(other.number),
+                        Decision::Wait(Target::LockFile) | Decision::Start => State::Waiting,
+                    };
+                    snapshot.waiters.push(self.job(seen, &record, state));
+                }
+                Life::Dead => {
+                    if record.stopped && self.supervisor_state(&record).is_some() {
+                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter));
+                    } else if self.same_machine_view(&record) {
+                        let group = orphan::group_of(seen, &record, &self.mountinfo);
+                        if group.is_some_and(|group| group.population() == Population::Populated) {
+                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// The ticket's pids and group mean to us what they meant to its writer.
+    fn same_machine_view(&self, record: &Record) -> bool {
+        record.joined.boot == self.boot && Some(record.joined.cgroup_namespace) == self.cgroup_namespace
+    }
+
+    /// The supervisor's process state; `None` if it is dead or in another pid namespace.
+    fn supervisor_state(&self, record: &Record) -> Option<char> {
+        if Some(record.joined.pid_namespace) != self.pid_namespace || record.joined.boot != self.boot {
+            return None;
+        }
+        let stat = self.proc.stat(record.joined.pid).ok()?;
+        (stat.start_ticks == record.joined.start_ticks && stat.state != 'Z').then_some(stat.state)
+    }
+
+    fn holder(&self, seen: &Seen, record: &Record) -> Job {
+        let foreign = Some(record.joined.pid_namespace) != self.pid_namespace;
+        let state = match self.supervisor_state(record) {
+            Some('T' | 't') => State::Stopped,
+            Some(_) if record.releasing => State::Releasing,
+            Some(_) => State::Running,
+            None if foreign => State::Running,
+            None => State::Guarded,
+        };
+        self.with_usage(seen, record, state)
+    }
+
+    fn job(&self, seen: &Seen, record: &Record, state: State) -> Job {
+        let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
+        let keepers = if same_pids {
+            [Some(record.joined.pid), record.guard_pid].into_iter().flatten().collect()
+        } else {
+            Vec::new()
+        };
+        Job {
+            number: seen.entry.number,
+            id: seen.id(record),
+            uid: seen.uid,
+            mode: seen.entry.mode,
+            state,
+            age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),
+            usage: Usage::default(),
+            cpu_now_percent: None,
+            processes: None,
+            command: record.joined.command.clone(),
+            message: record.joined.message.clone(),
+            keepers,
+            group: None,
+        }
+    }
+
+    fn with_usage(&self, seen: &Seen, record: &Record, state: State) -> Job {
+        let mut job = self.job(seen, record, state);
+        if !self.same_machine_view(record) {
+            return job;
+        }
+        match (&record.group, orphan::location_of(seen, record, &self.mountinfo)) {
+            (_, Some(location)) => fill(&mut job, &location.directory()),
+            (Some((backend, _)), None) if backend == Backend::Subreaper.name() => {
+                job.processes = Some(subreaper::Group::adopt(&job.id.group_name()).members().len());
+            }
+            _ => {}
+        }
+        job
+    }
+}
+
+fn fill(job: &mut Job, directory: &Path) {
+    job.usage = Usage::read(directory);
+    job.processes = Some(v2::processes_below(directory).len());
+    job.group = Some(directory.to_owned());
+}

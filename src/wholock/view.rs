@@ -1,0 +1,195 @@
+//! Showing a snapshot as text.
+
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+use super::snapshot::{Job, Snapshot, State};
+use crate::lock::outsiders::Outsider;
+use crate::text;
+
+/// What stands where the kernel does not say.
+const UNKNOWN: &str = "-";
+
+const COLUMNS: [&str; 11] =
+    ["JOB", "USER", "MODE", "STATE", "AGE", "CPU NOW", "CPU AVG", "CPU TIME", "MEMORY", "PROCS", "COMMAND"];
+
+/// Columns with numbers.
+const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
+
+/// The least that is left of a command line in a narrow terminal.
+const SHORTEST_COMMAND: usize = 12;
+
+/// The width of the terminal on stdout; `None` if it is none.
+pub fn terminal_width() -> Option<u16> {
+    rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col).filter(|&columns| columns > 0)
+}
+
+/// Holders, waiters, outsiders.
+pub fn table(snapshot: &Snapshot, width: Option<u16>) -> String {
+    if snapshot.free() {
+        return "the machine is free\n".to_owned();
+    }
+    let jobs = snapshot.holders.iter().chain(&snapshot.waiters).map(row);
+    lay_out(jobs.chain(snapshot.outsiders.iter().map(outsider_row)).collect(), width)
+}
+
+/// Some jobs.
+pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
+    lay_out(jobs.iter().map(|job| row(job)).collect(), width)
+}
+
+type Row = [String; COLUMNS.len()];
+
+fn row(job: &Job) -> Row {
+    let state = match job.state {
+        State::Running => "running".to_owned(),
+        State::Stopped | State::StoppedWaiter => "stopped".to_owned(),
+        State::Releasing => "releasing".to_owned(),
+        State::Guarded => "supervisor lost".to_owned(),
+        State::WaitingFor(number) => format!("waiting for {number}"),
+        State::Waiting => "waiting".to_owned(),
+        State::Orphan => "orphan".to_owned(),
+    };
+    let command = text::command_line(&job.command);
+    let command = match &job.message {
+        Some(message) => format!("{command}  # {}", text::escape(message)),
+        None => command,
+    };
+    let usage = &job.usage;
+    [
+        job.number.to_string(),
+        text::escape(&crate::user::name(job.uid)),
+        job.mode.to_string(),
+        state,
+        text::duration(job.age),
+        percent(job.cpu_now_percent),
+        percent(job.cpu_average_percent()),
+        known(usage.cpu_usec.map(|usec| text::duration(Duration::from_micros(usec)))),
+        known(usage.memory_bytes.map(text::bytes)),
+        known(job.processes.map(|processes| processes.to_string())),
+        command,
+    ]
+}
+
+fn outsider_row(outsider: &Outsider) -> Row {
+    let unknown = || UNKNOWN.to_owned();
+    let state = if outsider.waiting { "waiting (flock)" } else { "flock" };
+    let command = text::command_line(&outsider.command);
+    let ended = if command.is_empty() { "a process that ended".to_owned() } else { command };
+    [
+        unknown(),
+        outsider.uid.map_or_else(unknown, |uid| text::escape(&crate::user::name(uid))),
+        outsider.mode.to_string(),
+        state.to_owned(),
+        unknown(),
+        unknown(),
+        unknown(),
+        unknown(),
+        unknown(),
+        unknown(),
+        format!("{ended}  # process {}", outsider.pid),
+    ]
+}
+
+fn percent(percent: Option<f64>) -> String {
+    known(percent.map(|percent| format!("{percent:.0}%")))
+}
+
+fn known(value: Option<String>) -> String {
+    value.unwrap_or_else(|| UNKNOWN.to_owned())
+}
+
+fn lay_out(mut rows: Vec<Row>, width: Option<u16>) -> String {
+    if let Some(width) = width {
+        shorten_commands(&mut rows, width.into());
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(COLUMNS);
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if RIGHT.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Cuts command lines to what the other columns leave of the terminal.
+fn shorten_commands(rows: &mut [Row], width: usize) {
+    use unicode_width::UnicodeWidthStr;
+    let last = COLUMNS.len() - 1;
+    let widest = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].width());
+        cells.chain([COLUMNS[column].width()]).max().unwrap_or(0)
+    };
+    let others: usize = (0..last).map(|column| widest(column) + 2).sum();
+    let left = width.saturating_sub(others).max(SHORTEST_COMMAND);
+    for row in rows {
+        row[last] = text::cut(&row[last], left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Usage;
+    use crate::job::{JobId, Mode};
+
+    fn job(number: u64, state: State, command: &str) -> Job {
+        Job {
+            number,
+            id: JobId { number, inode: 1, boot: 1, joined_usec: 1 },
+            uid: 0,
+            mode: Mode::Exclusive,
+            state,
+            age: Duration::from_secs(750),
+            usage: Usage::default(),
+            cpu_now_percent: None,
+            processes: None,
+            command: vec![command.to_owned()],
+            message: None,
+            keepers: vec![],
+            group: None,
+        }
+    }
+
+    #[test]
+    fn a_free_machine_is_said_to_be_free() {
+        assert_eq!(table(&Snapshot::default(), None), "the machine is free\n");
+    }
+
+    #[test]
+    fn holders_come_before_waiters_and_the_unknown_is_a_dash() {
+        let mut holder = job(7, State::Running, "make");
+        holder.usage.cpu_usec = Some(1_500_000_000);
+        holder.usage.memory_bytes = Some(3 << 30);
+        holder.cpu_now_percent = Some(399.6);
+        holder.processes = Some(12);
+        let snapshot = Snapshot {
+            holders: vec![holder],
+            waiters: vec![job(8, State::WaitingFor(7), "\x1b[31mred")],
+            outsiders: vec![],
+        };
+        let expected = "\
+JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY  PROCS  COMMAND
+  7  root  exclusive  running        12m 30s     400%     200%       25m    3.0G     12  make
+  8  root  exclusive  waiting for 7  12m 30s        -        -         -       -      -  '\\u{1b}[31mred'
+";
+        assert_eq!(table(&snapshot, None), expected);
+    }
+
+    #[test]
+    fn a_line_fits_the_terminal_as_far_as_it_can() {
+        use unicode_width::UnicodeWidthStr;
+        let snapshot = Snapshot { holders: vec![job(7, State::Running, &"漢字".repeat(200))], ..Snapshot::default() };
+        for width in [0, 80, 120, 200] {
+            let text = table(&snapshot, Some(width));
+            let widest = text.lines().map(UnicodeWidthStr::width).max().unwrap();
+            assert!(widest <= usize::from(width).max(95), "{width}: {widest}\n{text}");
+        }
+    }
+}
