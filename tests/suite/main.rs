@@ -1,0 +1,7 @@
+//! Whole programs on real cgroups: what they print, how they exit, and what they leave behind.
+//!
+//! Every test works in a [`harness::World`] of its own: a lock of its own, and a cgroup of its own below which every
+//! job group is made and every process must have ended. Nothing outside is touched.
+
+mod harness;
+mod smoke;
