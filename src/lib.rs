@@ -12,6 +12,7 @@ pub mod nested;
 pub mod orphan;
 pub mod poll;
 pub mod procfs;
+pub mod report;
 pub mod run;
 pub mod say;
 pub mod settings;

@@ -5,30 +5,32 @@
 //!
 //! Everything that can fail without the machine is tried before the queue is joined.
 
+mod job;
+
 use std::io::{self, IsTerminal as _};
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{self, Detected, GroupError, JobGroup, Population};
+use crate::cgroup::{self, Detected, GroupError};
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{GROUP_PREFIX, Mode};
+use crate::lock::outsiders::Outsider;
 use crate::lock::place::Limits;
 use crate::lock::{self, Ahead, Change, Hold, Joined, Lock, LockError, Place, Record, Seen, Woken, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
 use crate::procfs::Proc;
+use crate::report;
 use crate::say::Say;
 use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
+use crate::supervisor::Exit;
 use crate::supervisor::command::{Command, CommandError};
-use crate::supervisor::guard::Guard;
 use crate::supervisor::inherit::Inherited;
 use crate::supervisor::signals::{self, Signals};
-use crate::supervisor::spawn::{self, SpawnError};
-use crate::supervisor::step::News;
-use crate::supervisor::{Ended, Exit, Notice, Outcome, Supervisor};
+use crate::supervisor::spawn::SpawnError;
 use crate::text;
+use job::{Finished, Job};
 
 /// Which job this is: the identity of the outermost job on this machine that a process belongs to.
 const JOB_VARIABLE: &str = nested::VARIABLE;
@@ -359,7 +361,8 @@ impl Run {
                     let _ = signals.catch_stop(&self.inherited);
                 }
                 orphan::wake_guard(&ahead, &here.proc);
-                self.say.note(&waiting_line(&ahead, place, &here.proc));
+                let who = report::in_the_way(&ahead, &outsiders(place, &here.proc));
+                self.say.note(&format!("waiting for lock{who}"));
             };
             let woken = place.wait(self.settings.nonblock, limits, on_wait);
             let ending = match woken {
@@ -371,12 +374,8 @@ impl Run {
                     return Ok(Ok(place.hold()));
                 }
                 Ok(Woken::Busy) => {
-                    let busy = place.ahead_now().map(|ahead| waiting_line(&ahead, &place, &here.proc));
-                    let busy = busy.unwrap_or_default();
-                    let who = busy.strip_prefix("waiting for lock").unwrap_or_default();
-                    let who = who.trim_start_matches([' ', ';']);
-                    let who = if who.is_empty() { String::new() } else { format!(": {who}") };
-                    self.say.note(&format!("the machine is not free, not waiting{who}"));
+                    let who = place.ahead_now().map(|ahead| report::in_the_way(&ahead, &outsiders(&place, &here.proc)));
+                    self.say.note(&format!("not waiting for lock{}", who.unwrap_or_default()));
                     Ending::Code(self.settings.conflict_exit_code)
                 }
                 Ok(Woken::TimedOut) => self.gave_up(started),
@@ -436,7 +435,7 @@ impl Run {
         detected: &Detected,
         hold: &Hold,
         signals: &Signals,
-    ) -> Result<Option<Result<Outcome, Error>>, Error> {
+    ) -> Result<Option<Result<Finished, Error>>, Error> {
         for (seen, record) in hold.dead()? {
             let ended = orphan::end(
                 &seen,
@@ -466,28 +465,20 @@ impl Run {
     }
 
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
-    fn finish(&self, result: Result<Outcome, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
+    fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
         let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
         if let Some(hold) = hold {
             hold.release();
         }
-        let outcome = result?;
-        if outcome.leftover_count > 0 && !outcome.timed_out {
-            self.say.wrong(&format!(
-                "killed {}: {}; start it before {} to keep it, or use --leftovers wait to hold the machine until it ends",
-                text::count(outcome.leftover_count, "leftover process"),
-                named(&outcome.leftovers, outcome.leftover_count),
-                self.say.name(),
-            ));
-        } else if outcome.leftover_count > 0 {
-            let which = named(&outcome.leftovers, outcome.leftover_count);
-            self.say.wrong(&format!(
-                "killed {} after the time limit: {which}",
-                text::count(outcome.leftover_count, "process")
-            ));
+        let Finished { outcome, guard, warnings } = result?;
+        if let Some(guard) = guard {
+            guard.reap();
+        }
+        for line in warnings.iter().chain(report::ended(&outcome, self.say.name()).iter()) {
+            self.say.wrong(line);
         }
         let worth_a_line = outcome.wall >= Duration::from_secs(2) || told_waiting;
-        let line = usage_line(&outcome, waited);
+        let line = report::usage(&outcome, waited);
         if worth_a_line && io::stderr().is_terminal() {
             self.say.note(&line);
         } else {
@@ -507,168 +498,8 @@ enum WaiterSignal {
     Die(i32),
 }
 
-/// A job that may start now.
-struct Job<'a> {
-    run: &'a Run,
-    command: &'a Command,
-    signals: &'a Signals,
-    hold: Option<&'a Hold>,
-}
-
-impl Job<'_> {
-    /// Runs the command in `group` to its end, and leaves the group removed and the guard gone.
-    fn run(&self, group: &mut dyn JobGroup, variables: &[(&str, String)]) -> Result<Outcome, Error> {
-        let say = &self.run.say;
-        let shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
-        let start_guard = |group: &dyn JobGroup| {
-            Guard::start(group, &shared, &|| {
-                if let Some(hold) = self.hold {
-                    hold.ticket().unlink();
-                }
-            })
-        };
-        let record = |change: &Change| {
-            // Only what others are shown: a full disk must not end a job that runs.
-            if let Some(hold) = self.hold {
-                let _ = hold.ticket().record(change);
-            }
-        };
-        let started = start_guard(group).map_err(Error::system("start the guard")).and_then(|guard| {
-            group.exclude(guard.pid);
-            record(&Change::Guard { pid: guard.pid });
-            match spawn::spawn(self.command, &self.run.inherited, group.maker(), variables) {
-                Ok(main) => Ok((guard, main)),
-                Err(error) => {
-                    guard.end();
-                    guard.reap();
-                    Err(error.into())
-                }
-            }
-        });
-        let (guard, main) = match started {
-            Ok(started) => started,
-            Err(error) => {
-                self.remove(group);
-                return Err(error);
-            }
-        };
-        let mut notice = |notice: Notice| self.notice(notice, &record);
-        let signals = self.signals;
-        let mut supervisor =
-            Supervisor { group, signals, start_guard: &start_guard, guard: Some(guard), notice: &mut notice };
-        let outcome =
-            supervisor.watch(&main, self.run.settings.policy).map_err(Error::system("wait for the command"))?;
-        let guard = supervisor.guard.take();
-        self.remove(group);
-        if let Some(guard) = guard {
-            guard.end();
-            guard.reap();
-        }
-        if let Some(path) = group.path() {
-            say.detail(&format!("the job group was {}", path.display()));
-        }
-        Ok(outcome)
-    }
-
-    fn remove(&self, group: &dyn JobGroup) {
-        if group.population() == Population::Populated {
-            // Only after a failed start: the child that could not execute is gone in a moment.
-            crate::supervisor::guard::until_empty(group, true, None);
-        }
-        if let Err(error) = group.remove() {
-            self.run.say.wrong(&format!("warning: {error}; it is empty, and a later job removes it"));
-        }
-    }
-
-    fn notice(&self, notice: Notice, record: &dyn Fn(&Change)) {
-        let say = &self.run.say;
-        match notice {
-            Notice::News(news, living, count) => {
-                let who = named(&living, count);
-                let processes = text::count(count, "process");
-                match news {
-                    News::TimeLimit => {
-                        let limit = self.run.settings.policy.time_limit.unwrap_or_default();
-                        say.wrong(&format!("time limit of {} reached: ending the command", text::exact_duration(limit)));
-                    }
-                    News::Releasing => record(&Change::Releasing),
-                    News::KillsIn(left) => say.note(&format!(
-                        "waiting for {processes} to end: {who}; killed in {} (^C kills now)",
-                        text::duration(left)
-                    )),
-                    News::Lingering => say.note(&format!(
-                        "holding the machine for {processes} that the command left: {who} (^C kills now)"
-                    )),
-                    News::Unkillable => say.wrong(&format!(
-                        "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel?)"
-                    )),
-                }
-            }
-            Notice::Guard(pid) => {
-                record(&Change::Guard { pid });
-                say.wrong(&format!("warning: the guard was killed; another took its place ({pid})"));
-            }
-            Notice::Unguarded => {
-                say.wrong("warning: the guard was killed and cannot be replaced; if this perflock is killed too, the next one ends the job");
-            }
-            Notice::CannotKill(why) => say.wrong(&why),
-        }
-    }
-}
-
-/// `redis-server (4312), sh (4313) and 3 more`.
-fn named(processes: &[Ended], count: usize) -> String {
-    let shown: Vec<String> =
-        processes.iter().map(|process| format!("{} ({})", text::escape(&process.name), process.pid)).collect();
-    match count.saturating_sub(shown.len()) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
-}
-
-/// `waiting for lock behind 2 jobs; USER runs make bench (exclusive, 12m)`.
-fn waiting_line(ahead: &Ahead, place: &Place, proc: &Proc) -> String {
-    let mut line = "waiting for lock".to_owned();
-    if ahead.jobs > 0 {
-        let about = if ahead.exact { "" } else { "about " };
-        line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
-    }
-    if let Some((uid, record)) = &ahead.runner {
-        let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
-        let user = text::escape(&crate::user::name(*uid));
-        let command = text::cut(&text::command_line(&record.joined.command), 60);
-        line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
-    } else if ahead.jobs == 0 {
-        let own = std::process::id().cast_signed();
-        let others = lock::outsiders::outsiders(proc, place.lock_file(), &[own]).unwrap_or_default();
-        if let Some(other) = others.iter().find(|other| !other.waiting) {
-            let user = other.uid.map_or_else(|| "somebody".to_owned(), |uid| text::escape(&crate::user::name(uid)));
-            let command = match text::cut(&text::command_line(&other.command), 60) {
-                command if command.is_empty() => "a process that ended".to_owned(),
-                command => command,
-            };
-            line.push_str(&format!("; {user} runs {command} ({}, by flock, process {})", other.mode, other.pid));
-        }
-    }
-    line
-}
-
-/// `took 12.3s, used 88.1 CPU seconds (716% of a core)`.
-fn usage_line(outcome: &Outcome, waited: Duration) -> String {
-    let mut line = format!("took {}", text::duration(outcome.wall));
-    match outcome.usage.cpu_usec {
-        Some(cpu_usec) => {
-            let cpu = Duration::from_micros(cpu_usec);
-            let share = 100.0 * cpu.as_secs_f64() / outcome.wall.as_secs_f64().max(0.001);
-            line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core)", text::duration(cpu)));
-        }
-        None => line.push_str(", CPU time unknown (no job group)"),
-    }
-    if let Some(peak) = outcome.usage.memory_peak_bytes {
-        line.push_str(&format!(", {} of memory at most", text::bytes(peak)));
-    }
-    if waited >= Duration::from_millis(100) {
-        line.push_str(&format!(", after waiting {}", text::duration(waited)));
-    }
-    line
+/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
+fn outsiders(place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
+    let own = std::process::id().cast_signed();
+    move || lock::outsiders::outsiders(proc, place.lock_file(), &[own]).unwrap_or_default()
 }

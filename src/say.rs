@@ -1,7 +1,10 @@
 //! The one place that prints: messages on stderr, each behind the name that was typed.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::settings::Verbosity;
@@ -48,6 +51,21 @@ impl Say {
         }
     }
 
+    /// Like [`Say::wrong`], while the machine is held: said only if the reader takes it at once, since a terminal that
+    /// is stopped by ^S, or a pipe that nobody reads, must not hold the machine.
+    pub fn wrong_now(&self, text: &str) {
+        if stderr_takes_a_line() {
+            self.wrong(text);
+        }
+    }
+
+    /// Like [`Say::note`], while the machine is held.
+    pub fn note_now(&self, text: &str) {
+        if self.verbosity >= Verbosity::Normal {
+            self.wrong_now(text);
+        }
+    }
+
     fn line(&self, text: &str) {
         // A background process that writes to its terminal is stopped under `stty tostop`. A supervisor that slept in
         // that stop would hold up the whole machine; with SIGTTOU blocked the terminal takes the line.
@@ -59,4 +77,10 @@ impl Say {
             let _ = before.thread_set_mask();
         }
     }
+}
+
+fn stderr_takes_a_line() -> bool {
+    let stderr = std::io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    crate::poll::until(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
 }

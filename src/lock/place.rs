@@ -231,12 +231,14 @@ impl Place {
         Ok(true)
     }
 
-    /// Whether a job that came later and conflicts with us has started.
+    /// Whether a job that came later and conflicts with us was started meanwhile, be it alive or an orphan. Then we go
+    /// to the end, so that whoever may have members when we start is always ahead of us: see [`Hold::dead`].
     fn overtaken(&self) -> Result<bool, LockError> {
         let me = self.ticket.entry;
         let entries = self.queue.entries()?;
         let later = entries.into_iter().filter(|e| e.number > me.number && e.mode.conflicts_with(me.mode));
-        Ok(later.filter_map(|entry| self.queue.see(entry)).any(|seen| seen.life() == Life::Holding))
+        let started = |seen: Seen| seen.record().is_some_and(|record| record.granted_usec.is_some());
+        Ok(later.filter_map(|entry| self.queue.see(entry)).any(started))
     }
 
     /// Leaves the queue.
@@ -255,8 +257,7 @@ fn enter(queue: &Queue, joined: &Joined, limits: Limits<'_>, spent: Spent<'_>) -
     let Some(lock) = queue.lock_directory(limits.interrupt, limits.deadline)? else {
         return Ok(None);
     };
-    queue.clean(&lock, spent);
-    Ok(Some(queue.publish(draft, joined, &lock)?))
+    Ok(Some(queue.publish(draft, joined, &lock, spent)?))
 }
 
 /// The machine, held.
@@ -278,14 +279,15 @@ impl Hold {
         [self.file.as_fd(), self.ticket.as_fd()]
     }
 
-    /// Dead tickets of jobs that may not run beside a job of our mode. Their groups may still have members.
+    /// Dead tickets ahead of jobs that may not run beside a job of our mode. Their groups may still have members. Such
+    /// a ticket is always ahead: it keeps its number until its group is empty, and numbers only grow past it.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn dead(&self) -> Result<Vec<(Seen, Record)>, LockError> {
         let me = self.ticket.entry;
         let others = self.queue.entries()?.into_iter();
-        let conflicting = others.filter(|e| e.number != me.number && e.mode.conflicts_with(me.mode));
+        let conflicting = others.filter(|e| e.number < me.number && e.mode.conflicts_with(me.mode));
         Ok(conflicting
             .filter_map(|entry| self.queue.see(entry))
             .filter(|seen| !seen.is_live())

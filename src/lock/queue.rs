@@ -131,7 +131,8 @@ impl Queue {
             Err(errno) => (Err(errno), None),
         };
         let file = File::from(fd.map_err(FileError::on("make a ticket in", path))?);
-        let draft = Draft { file, scratch, queue: self };
+        let scratch = scratch.map(|name| Scratch { name, directory: &self.directory });
+        let draft = Draft { file, _scratch: scratch };
         append(&draft.file, joined).map_err(FileError::on("write a ticket in", path))?;
         // Others must be able to wait on it whatever our umask is.
         let readable = FileMode::from_raw_mode(0o644);
@@ -141,15 +142,23 @@ impl Queue {
         Ok(draft)
     }
 
-    /// Gives a drafted ticket the next number and its name.
+    /// Removes dead tickets, and gives a drafted one the next number and its name. `spent` is asked whether anything is
+    /// left of a dead job that its ticket must go on naming: a populated group, or a stopped waiter's place.
     pub(super) fn publish(
         &self,
         draft: Draft<'_>,
         joined: &Joined,
-        _: &DirectoryLock<'_>,
+        lock: &DirectoryLock<'_>,
+        spent: &mut dyn FnMut(&Seen, &Record) -> bool,
     ) -> Result<Ticket, LockError> {
         let inode = draft.file.metadata().map_err(FileError::on("look at a ticket in", &self.path))?.ino();
-        let highest = self.entries()?.last().copied();
+        let entries = self.entries()?;
+        for &entry in entries.iter().take(CLEANED_BY_A_NEWCOMER) {
+            if let Some(seen) = self.see(entry) {
+                self.remove_dead(lock, &seen, spent);
+            }
+        }
+        let highest = entries.last().copied();
         let mut entry = Entry { number: highest.map_or(0, |last| last.number), mode: joined.mode };
         loop {
             if entry.number >= MAX_NUMBER {
@@ -165,8 +174,7 @@ impl Queue {
         }
         let boot = super::short_boot(&joined.boot);
         let id = JobId { number: entry.number, inode, boot, joined_usec: joined.joined_usec };
-        let file = draft.file.try_clone().map_err(FileError::on("keep open a ticket in", &self.path))?;
-        Ok(Ticket::new(file, entry, id, path_of(&self.path, entry)))
+        Ok(Ticket::new(draft.file, entry, id, path_of(&self.path, entry)))
     }
 
     fn link(&self, file: &File, entry: Entry) -> rustix::io::Result<()> {
@@ -183,25 +191,14 @@ impl Queue {
         LockError::NoNumberLeft { path: path_of(&self.path, entry), owner }
     }
 
-    /// Removes dead tickets among the oldest. `spent` is asked whether anything is left of a dead job that its
-    /// ticket must go on naming: a populated group, or a stopped waiter's place.
-    pub(super) fn clean(&self, lock: &DirectoryLock<'_>, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
-        let Ok(entries) = self.entries() else { return };
-        for entry in entries.into_iter().take(CLEANED_BY_A_NEWCOMER) {
-            if let Some(seen) = self.see(entry) {
-                self.remove_dead(lock, seen, spent);
-            }
-        }
-    }
-
-    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
+    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: &Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
         let own_uid = rustix::process::geteuid().as_raw();
         let permitted = own_uid == 0 || own_uid == seen.uid;
         if !permitted || seen.is_live() {
             return;
         }
         // A dead ticket without a first line was never published whole: nothing hangs on it.
-        let removable = seen.record().is_none_or(|record| spent(&seen, &record));
+        let removable = seen.record().is_none_or(|record| spent(seen, &record));
         if removable && seen.still_named(self.directory.as_fd()) {
             let _ = rustix::fs::unlinkat(&self.directory, file_name(seen.entry), AtFlags::empty());
         }
@@ -228,15 +225,18 @@ impl Drop for DirectoryLock<'_> {
 /// A ticket before it is in the queue.
 pub(super) struct Draft<'a> {
     file: File,
-    scratch: Option<String>,
-    queue: &'a Queue,
+    /// Its name so far, where it had to have one; removed when dropped.
+    _scratch: Option<Scratch<'a>>,
 }
 
-impl Drop for Draft<'_> {
+struct Scratch<'a> {
+    name: String,
+    directory: &'a File,
+}
+
+impl Drop for Scratch<'_> {
     fn drop(&mut self) {
-        if let Some(name) = &self.scratch {
-            let _ = rustix::fs::unlinkat(&self.queue.directory, name.as_str(), AtFlags::empty());
-        }
+        let _ = rustix::fs::unlinkat(self.directory, self.name.as_str(), AtFlags::empty());
     }
 }
 

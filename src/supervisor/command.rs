@@ -61,8 +61,8 @@ impl Command {
         } else {
             in_path(name, path.unwrap_or(OsStr::new(DEFAULT_PATH)))
         };
-        let outcome = candidates.iter().map(|file| executable(file));
-        let missing_yet = match best(outcome) {
+        let mut first = 0;
+        let missing_yet = match best(candidates.iter().map(|file| executable(file)), &mut first) {
             Found::Yes => false,
             Found::Missing if name.as_bytes().contains(&b'/') => true,
             Found::Missing => {
@@ -74,7 +74,8 @@ impl Command {
         let to_c = |bytes: &OsStr| CString::new(bytes.as_bytes()).map_err(|_| CommandError::Nul);
         Ok(Self {
             argv: argv.iter().map(|arg| to_c(arg)).collect::<Result<_, _>>()?,
-            candidates: candidates.iter().map(|file| to_c(file.as_os_str())).collect::<Result<_, _>>()?,
+            // Those before the first that was found are not tried again: they would only cost the child time.
+            candidates: candidates[first..].iter().map(|file| to_c(file.as_os_str())).collect::<Result<_, _>>()?,
             missing_yet,
         })
     }
@@ -96,13 +97,12 @@ enum Found {
 }
 
 fn executable(file: &Path) -> Found {
-    let Ok(metadata) = std::fs::metadata(file) else {
-        return match rustix::fs::stat(file) {
-            Err(rustix::io::Errno::ACCESS) => Found::Not("Permission denied".to_owned()),
-            _ => Found::Missing,
-        };
+    let stat = match rustix::fs::stat(file) {
+        Ok(stat) => stat,
+        Err(rustix::io::Errno::ACCESS) => return Found::Not("Permission denied".to_owned()),
+        Err(_) => return Found::Missing,
     };
-    if metadata.is_dir() {
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
         return Found::Not("it is a directory".to_owned());
     }
     match rustix::fs::accessat(rustix::fs::CWD, file, Access::EXEC_OK, AtFlags::EACCESS) {
@@ -111,12 +111,16 @@ fn executable(file: &Path) -> Found {
     }
 }
 
-/// Like execvp(3): the first that runs; else a permission that was missing; else nothing was there.
-fn best(found: impl Iterator<Item = Found>) -> Found {
+/// Like execvp(3): the first that runs, whose index goes to `first`; else a permission that was missing; else nothing
+/// was there.
+fn best(found: impl Iterator<Item = Found>, first: &mut usize) -> Found {
     let mut best = Found::Missing;
-    for one in found {
+    for (index, one) in found.enumerate() {
         match one {
-            Found::Yes => return Found::Yes,
+            Found::Yes => {
+                *first = index;
+                return Found::Yes;
+            }
             Found::Not(_) if matches!(best, Found::Missing) => best = one,
             Found::Not(_) | Found::Missing => {}
         }

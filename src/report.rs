@@ -1,0 +1,147 @@
+//! What happened, in words: pure functions from values to lines.
+
+use std::time::Duration;
+
+use crate::lock::Ahead;
+use crate::lock::outsiders::Outsider;
+use crate::supervisor::step::{News, Policy};
+use crate::supervisor::{Ended, Outcome};
+use crate::text;
+
+/// How much of another job's command line stands in a message.
+const COMMAND_COLUMNS: usize = 60;
+
+/// Waiting less than this is not worth a word at the end.
+const NOTABLE_WAIT: Duration = Duration::from_millis(100);
+
+/// Who is in the way: ` behind 2 jobs; USER runs make bench (exclusive, 12m)`, to follow `waiting for lock`.
+pub fn in_the_way(ahead: &Ahead, outsiders: &dyn Fn() -> Vec<Outsider>) -> String {
+    let mut line = String::new();
+    if ahead.jobs > 0 {
+        let about = if ahead.exact { "" } else { "about " };
+        line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
+    }
+    if let Some((uid, record)) = &ahead.runner {
+        let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
+        let user = text::escape(&crate::user::name(*uid));
+        let command = text::cut(&text::command_line(&record.joined.command), COMMAND_COLUMNS);
+        line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
+    } else if let Some(other) = outsiders().iter().find(|other| !other.waiting) {
+        let user = other.uid.map_or_else(|| "somebody".to_owned(), |uid| text::escape(&crate::user::name(uid)));
+        let command = match text::cut(&text::command_line(&other.command), COMMAND_COLUMNS) {
+            command if command.is_empty() => "a process that ended".to_owned(),
+            command => command,
+        };
+        line.push_str(&format!("; {user} runs {command} ({}, by flock, process {})", other.mode, other.pid));
+    }
+    line
+}
+
+/// What goes on while a job gives the machine back.
+pub fn news(news: News, living: &[Ended], count: usize, policy: &Policy) -> String {
+    let who = named(living, count);
+    let processes = text::count(count, "process");
+    match news {
+        News::TimeLimit => {
+            let limit = text::exact_duration(policy.time_limit.unwrap_or_default());
+            format!("time limit of {limit} reached: ending the command")
+        }
+        News::Releasing => "giving the machine back".to_owned(),
+        News::KillsIn(left) => {
+            format!("waiting for {processes} to end: {who}; killed in {} (^C kills now)", text::duration(left))
+        }
+        News::Lingering => {
+            format!("holding the machine for {processes} that the command left: {who} (^C kills now)")
+        }
+        News::Unkillable => format!(
+            "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel?)"
+        ),
+    }
+}
+
+/// Who was ended when the machine was given back. `name` is what was typed.
+pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
+    let count = outcome.leftover_count;
+    let who = named(&outcome.leftovers, count);
+    match (count, outcome.timed_out) {
+        (0, _) => None,
+        (_, true) => Some(format!("killed {} after the time limit: {who}", text::count(count, "process"))),
+        (_, false) => Some(format!(
+            "killed {}: {who}; start it before {name} to keep it, or use --leftovers wait to hold the machine until it ends",
+            text::count(count, "leftover process"),
+        )),
+    }
+}
+
+/// `took 12.3s, used 88.1s of CPU time (716% of a core)`.
+pub fn usage(outcome: &Outcome, waited: Duration) -> String {
+    let mut line = format!("took {}", text::duration(outcome.wall));
+    match outcome.usage.cpu_usec {
+        Some(cpu_usec) => {
+            let cpu = Duration::from_micros(cpu_usec);
+            let share = 100.0 * cpu.as_secs_f64() / outcome.wall.as_secs_f64().max(0.001);
+            line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core)", text::duration(cpu)));
+        }
+        None => line.push_str(", CPU time unknown (no job group)"),
+    }
+    if let Some(peak) = outcome.usage.memory_peak_bytes {
+        line.push_str(&format!(", {} of memory at most", text::bytes(peak)));
+    }
+    if waited >= NOTABLE_WAIT {
+        line.push_str(&format!(", after waiting {}", text::duration(waited)));
+    }
+    line
+}
+
+/// `redis-server (4312), sh (4313) and 3 more`.
+fn named(processes: &[Ended], count: usize) -> String {
+    let shown: Vec<String> =
+        processes.iter().map(|process| format!("{} ({})", text::escape(&process.name), process.pid)).collect();
+    match (shown.is_empty(), count.saturating_sub(shown.len())) {
+        (true, _) => "they ended before they could be named".to_owned(),
+        (false, 0) => shown.join(", "),
+        (false, more) => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Usage;
+    use crate::supervisor::Exit;
+
+    fn outcome(leftover_count: usize, names: &[&str]) -> Outcome {
+        let leftovers = (4312..).zip(names).map(|(pid, name)| Ended { pid, name: (*name).to_owned() }).collect();
+        Outcome {
+            exit: Exit::Code(0),
+            wall: Duration::from_millis(12_340),
+            timed_out: false,
+            leftovers,
+            leftover_count,
+            usage: Usage { cpu_usec: Some(88_100_000), ..Usage::default() },
+        }
+    }
+
+    #[test]
+    fn leftovers_are_named_with_what_to_do_next_time() {
+        let line = "killed 1 leftover process: redis-server (4312); start it before perflock to keep it, or use \
+            --leftovers wait to hold the machine until it ends";
+        assert_eq!(ended(&outcome(1, &["redis-server"]), "perflock"), Some(line.to_owned()));
+        assert_eq!(ended(&outcome(0, &[]), "perflock"), None);
+        let many = ended(&outcome(5000, &["a\x1b[2J", "b"]), "pls").unwrap();
+        assert!(
+            many.starts_with(
+                "killed 5000 leftover processes: a\\u{1b}[2J (4312), b (4313) and 4998 more; start it before pls"
+            ),
+            "{many}"
+        );
+    }
+
+    #[test]
+    fn the_last_line_tells_time_cpu_and_wait() {
+        let line = usage(&outcome(0, &[]), Duration::from_secs(90));
+        assert_eq!(line, "took 12s, used 1m 28s of CPU time (714% of a core), after waiting 1m 30s");
+        let unknown = Outcome { usage: Usage::default(), ..outcome(0, &[]) };
+        assert_eq!(usage(&unknown, Duration::ZERO), "took 12s, CPU time unknown (no job group)");
+    }
+}
