@@ -1,5 +1,49 @@
 //! perflock: run a job with the machine to itself.
-#![allow(missing_docs)]
+//!
+//! The binaries `perflock`, `pls` and `wholock` are one statement each; this library is the program.
+//!
+//! # Theory of operation
+//!
+//! Five promises, each with its limits, are what the code keeps:
+//! 1. **Alone means alone.** While an exclusive job has a living member, no other job has one.
+//! 2. **Nothing survives release.** Every member of the job's group is dead before the lock is free, also when perflock
+//!    itself was killed. (Leaving the group takes a deliberate write by root, or by the group's owner.)
+//! 3. **Fair.** First come, first served. A waiting exclusive job is never overtaken by a later shared one.
+//! 4. **Silent.** A waiting or supervising perflock causes no wakeups and takes no kernel-wide lock.
+//! 5. **Honest.** What was used and what was killed is said; what could not be known is said to be unknown.
+//!
+//! One invocation is a straight line of values, each made once and handed on:
+//!
+//! ```text
+//! cli → settings → supervisor::command, cgroup::detect → lock::Place → lock::Hold → cgroup::JobGroup
+//!     → supervisor (guard, spawn, watch) → Outcome → release → report, exit
+//! ```
+//!
+//! [`run`] is the only module that sees lock and supervisor together. `lock`, `cgroup` and the supervisor's policy do
+//! not know each other; [`wholock`] reads through `lock` and `cgroup` and changes nothing.
+//!
+//! # Order, and what it protects
+//!
+//! *Start*: decide → take the lock file → with it held, end or wait for orphans → name the group in the ticket → make
+//! the group → fork the guard → the command is born in the group. Taking the lock before looking at orphans shuts
+//! plain flock(1) users out again; naming the group before it exists means that no crash leaves an invisible one.
+//!
+//! *Release*: main process reaped and group `populated 0` → usage read → guard told to end → group removed → `LOCK_UN`
+//! → ticket unlinked while it is still locked → guard reaped → printing. The unlock is explicit, since a descriptor that
+//! the guard shares keeps the lock; a slow terminal never holds the machine.
+//!
+//! *Crashes*: supervisor dead → the guard kills the group, waits until it is empty, removes it and the ticket, and frees
+//! the lock by exiting. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
+//! ticket still names the group, and whoever gets the lock next deals with it before starting ([`orphan`]).
+//!
+//! # What is known not to hold
+//!
+//! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
+//!   while the orphan lives.
+//! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose
+//!   supervisor is killed is lost.
+//! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
+
 pub mod cgroup;
 pub mod cli;
 pub mod clock;

@@ -232,8 +232,9 @@ impl Run {
         match Lock::open(lock) {
             Err(LockError::Missing(_)) if rustix::process::geteuid().is_root() => {
                 for change in setup::set_up(lock, setup::Users::All, false)? {
-                    self.say.note(&format!("{change}: this machine is now set up for everybody"));
+                    self.say.note(&change);
                 }
+                self.say.note("the lock is now set up for everybody (for one group: perflock --setup --group NAME)");
                 if ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()) {
                     self.say.note("this is a container: the lock is the container's own, not the host's");
                 }
