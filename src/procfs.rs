@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,19 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub struct Proc {
     root: PathBuf,
+}
+
+/// Reads a file whose size the kernel does not tell: `fs::read` would begin with 32 bytes and read again and again.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let mut bytes = Vec::with_capacity(4096);
+    let mut chunk = [0; 4096];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(bytes),
+            length => bytes.extend_from_slice(&chunk[..length]),
+        }
+    }
 }
 
 /// The part of `/proc/PID/stat` that is used.
@@ -61,7 +74,7 @@ impl Proc {
     /// # Errors
     /// The process is gone or hidden, or the line is not one that the kernel writes.
     pub fn stat(&self, pid: i32) -> io::Result<Stat> {
-        let line = fs::read(self.file(pid, "stat"))?;
+        let line = read(&self.file(pid, "stat"))?;
         parse_stat(&line).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
@@ -70,7 +83,7 @@ impl Proc {
     /// # Errors
     /// The process is gone or hidden, or the kernel has no v2 hierarchy.
     pub fn cgroup_v2(&self, pid: i32) -> io::Result<PathBuf> {
-        parse_cgroup_v2(&fs::read(self.file(pid, "cgroup"))?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        parse_cgroup_v2(&read(&self.file(pid, "cgroup"))?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
     /// Our own cgroup in the v2 hierarchy.
@@ -79,7 +92,7 @@ impl Proc {
     /// The kernel has no v2 hierarchy, or `/proc` is not mounted.
     pub fn own_cgroup_v2(&self) -> io::Result<PathBuf> {
         let path = self.root.join("self/cgroup");
-        parse_cgroup_v2(&fs::read(path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        parse_cgroup_v2(&read(&path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
     /// The process's arguments; empty for a kernel thread or a zombie.
@@ -87,7 +100,7 @@ impl Proc {
     /// # Errors
     /// The process is gone or hidden.
     pub fn cmdline(&self, pid: i32) -> io::Result<Vec<String>> {
-        let bytes = fs::read(self.file(pid, "cmdline"))?;
+        let bytes = read(&self.file(pid, "cmdline"))?;
         let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
         if text.is_empty() {
             return Ok(Vec::new());
@@ -100,7 +113,7 @@ impl Proc {
     /// # Errors
     /// The process is gone, or not ours to look into.
     pub fn environ_has(&self, pid: i32, entry: &str) -> io::Result<bool> {
-        let environ = fs::read(self.file(pid, "environ"))?;
+        let environ = read(&self.file(pid, "environ"))?;
         Ok(environ.split(|&b| b == 0).any(|e| e == entry.as_bytes()))
     }
 
@@ -117,7 +130,8 @@ impl Proc {
     /// # Errors
     /// `/proc` is not mounted.
     pub fn boot_id(&self) -> io::Result<String> {
-        Ok(fs::read_to_string(self.root.join("sys/kernel/random/boot_id"))?.trim().to_owned())
+        let text = read(&self.root.join("sys/kernel/random/boot_id"))?;
+        Ok(String::from_utf8_lossy(&text).trim().to_owned())
     }
 
     /// The inode number of one of our own namespaces (`pid`, `cgroup`): equal numbers, same namespace.
@@ -133,7 +147,7 @@ impl Proc {
     /// # Errors
     /// The file could not be read.
     pub fn flocks(&self, dev: u64, inode: u64) -> io::Result<Vec<Flock>> {
-        Ok(parse_locks(&fs::read(self.root.join("locks"))?, dev, inode))
+        Ok(parse_locks(&read(&self.root.join("locks"))?, dev, inode))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod job;
 
+use std::ffi::{c_char, c_int};
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use crate::say::Say;
 use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
 use crate::supervisor::Exit;
 use crate::supervisor::command::{Command, CommandError};
-use crate::supervisor::inherit::Inherited;
+use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::{self, Signals};
 use crate::supervisor::spawn::SpawnError;
 use crate::text;
@@ -77,14 +78,17 @@ impl Error {
 }
 
 /// `main` of `perflock` (exclusive) and `pls` (shared).
-pub fn main(mode: Mode) {
-    // Before anything changes the signal mask.
-    let inherited = Inherited::captured();
+///
+/// # Safety
+/// See [`inherit::begin`].
+pub unsafe fn main(mode: Mode, argc: c_int, argv: *const *const c_char) -> ! {
+    // SAFETY: our caller keeps the promise.
+    let (arguments, inherited) = unsafe { inherit::begin(argc, argv) };
     let name = match mode {
         Mode::Exclusive => "perflock",
         Mode::Shared => "pls",
     };
-    let arguments = std::env::args_os().skip(1).collect();
+    let arguments = arguments.into_iter().skip(1).collect();
     let ending = match cli::parse_run(name, mode, arguments) {
         Ok(args) => with_arguments(name, mode, &args, inherited),
         Err(Aside::Show(text)) => show(&text),

@@ -1,4 +1,10 @@
 //! `pls CMD`: run a job that shares the machine, and never overlaps an exclusive one.
-fn main() {
-    perflock::run::main(perflock::job::Mode::Shared);
+#![no_main]
+
+/// C's entry point: see [`perflock::supervisor::inherit`] for why not Rust's.
+// SAFETY: no other `main` is linked in, and the signature is C's.
+#[unsafe(no_mangle)]
+extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
+    // SAFETY: the C runtime calls this once, with its arguments, before anything else of the program has run.
+    unsafe { perflock::run::main(perflock::job::Mode::Shared, argc, argv) }
 }

@@ -1,4 +1,10 @@
 //! `wholock`: show who holds the machine, who waits, and what each job uses.
-fn main() {
-    perflock::wholock::main();
+#![no_main]
+
+/// C's entry point: see [`perflock::supervisor::inherit`] for why not Rust's.
+// SAFETY: no other `main` is linked in, and the signature is C's.
+#[unsafe(no_mangle)]
+extern "C" fn main(argc: i32, argv: *const *const std::ffi::c_char) -> i32 {
+    // SAFETY: the C runtime calls this once, with its arguments, before anything else of the program has run.
+    unsafe { perflock::wholock::main(argc, argv) }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags};
 
 use super::Backend;
 use super::v2::Location;
-use crate::procfs::Proc;
+use crate::procfs::{self, Proc};
 
 /// Where a job group will be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub fn detect(proc: &Proc, mountinfo: &str) -> Detected {
 
 /// `/proc/self/mountinfo`; empty where it cannot be read, which finds nothing.
 pub fn own_mountinfo() -> String {
-    String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(&procfs::read(Path::new("/proc/self/mountinfo")).unwrap_or_default()).into_owned()
 }
 
 /// A group of ours can be made, and a child born into it, when our own group's directory and its `cgroup.procs` are

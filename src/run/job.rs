@@ -61,11 +61,7 @@ impl Job<'_> {
         if outcome.is_err() {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
-        }
-        // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty group and
-        // a dead ticket that names it; the next perflock removes both.
-        if let Some(guard) = &guard {
-            guard.end();
+            guard.iter().for_each(Guard::end);
         }
         let removed = group.remove();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;

@@ -71,7 +71,7 @@ impl Guard {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// Reaps the guard after it ended.
+    /// Reaps the guard after [`Guard::end`], waiting for that if need be.
     pub fn reap(self) {
         super::reap(self.pid);
     }

@@ -1,38 +1,34 @@
-//! What perflock was started with, captured before Rust's start-up changes it, so that the command gets exactly that:
-//! ignored signals (nohup; `&` in sh), the signal mask, and standard descriptors that were closed.
+//! What perflock was started with, so that the command gets exactly that: ignored signals (nohup; `&` in sh), the
+//! signal mask, and standard descriptors that were closed.
 //!
-//! Rust's runtime ignores SIGPIPE and opens `/dev/null` for closed descriptors 0 to 2 before `main`. A function in
-//! `.init_array` runs before the runtime.
+//! Rust's runtime ignores SIGPIPE and opens `/dev/null` for closed descriptors before `main`, and forgets what was. So
+//! the binaries enter through C's `main`, without that runtime, and [`begin`] does the same after capturing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
 
-/// Bit N-1 stands for signal N being ignored.
-static IGNORED: AtomicU64 = AtomicU64::new(0);
-/// Bit N stands for descriptor N, 0 to 2, being closed.
-static CLOSED: AtomicU64 = AtomicU64::new(0);
-
-#[used]
-// SAFETY: the section holds pointers to functions that the C runtime calls once before main; this is one, and it uses
-// only async-signal-safe calls and atomics, which need no Rust runtime.
-#[unsafe(link_section = ".init_array")]
-static CAPTURE: extern "C" fn() = capture;
-
-extern "C" fn capture() {
-    let mut ignored = 0;
-    for signal in 1..=64 {
-        if disposition(signal) == Some(libc::SIG_IGN) {
-            ignored |= bit(signal);
-        }
+/// Captures what this process was started with, and then makes it fit for Rust: writing to a pipe that nobody reads is
+/// an error and not death, and no file that we open becomes somebody's stdout. Returns the arguments beside it.
+///
+/// # Safety
+/// `argc` and `argv` are those of C's `main`, and nothing else of this process has run yet.
+pub unsafe fn begin(argc: c_int, argv: *const *const c_char) -> (Vec<OsString>, Inherited) {
+    let inherited = Inherited::capture();
+    for fd in (0..3).filter(|fd| inherited.closed & (1 << fd) != 0) {
+        // SAFETY: the path is a C string. Lower descriptors are open, so this one gets the number `fd`.
+        let opened = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        debug_assert_eq!(opened, fd);
     }
-    IGNORED.store(ignored, Ordering::Relaxed);
-    let mut closed = 0;
-    for fd in 0..3 {
-        // SAFETY: F_GETFD reads a flag of a descriptor number and touches no memory.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
-            closed |= 1 << fd;
-        }
-    }
-    CLOSED.store(closed, Ordering::Relaxed);
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let argument = |pointer: *const c_char| {
+        // SAFETY: C's main is given pointers to strings that live as long as the process.
+        let text = unsafe { CStr::from_ptr(pointer) };
+        OsStr::from_bytes(text.to_bytes()).to_owned()
+    };
+    // SAFETY: the caller promises `argc` pointers, each to a string that lives as long as the process.
+    let pointers = unsafe { std::slice::from_raw_parts(argv, usize::try_from(argc).unwrap_or(0)) };
+    (pointers.iter().copied().map(argument).collect(), inherited)
 }
 
 fn bit(signal: i32) -> u64 {
@@ -52,19 +48,26 @@ fn disposition(signal: i32) -> Option<usize> {
 /// Signal dispositions, mask and closed descriptors to start the command with.
 #[derive(Clone, Copy)]
 pub struct Inherited {
+    /// Bit N-1 stands for signal N being ignored.
     ignored: u64,
+    /// Bit N stands for descriptor N, 0 to 2, being closed.
     closed: u64,
     mask: libc::sigset_t,
 }
 
 impl Inherited {
-    /// What was captured at start, and the current mask: call it before the mask is changed.
-    pub fn captured() -> Self {
+    pub(super) fn capture() -> Self {
+        let ignored = (1..=64)
+            .filter(|&signal| disposition(signal) == Some(libc::SIG_IGN))
+            .fold(0, |all, signal| all | bit(signal));
+        // SAFETY: F_GETFD reads a flag of a descriptor number and touches no memory.
+        let is_closed = |&fd: &c_int| unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1;
+        let closed = (0..3).filter(is_closed).fold(0, |all, fd| all | (1 << fd));
         // SAFETY: a zeroed sigset_t is a valid empty set, and it is only written to.
         let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: no new mask is given, and `mask` is a valid place for the old one.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask) };
-        Self { ignored: IGNORED.load(Ordering::Relaxed), closed: CLOSED.load(Ordering::Relaxed), mask }
+        Self { ignored, closed, mask }
     }
 
     /// Whether perflock was started with this signal ignored.
@@ -93,7 +96,7 @@ impl Inherited {
         for fd in 0..3 {
             if self.closed & (1 << fd) != 0 {
                 // SAFETY: the child is about to exec and uses none of the three; perflock never keeps an own
-                // descriptor there, since Rust's runtime filled the gaps.
+                // descriptor there, since `begin` filled the gaps.
                 unsafe { libc::close(fd) };
             }
         }

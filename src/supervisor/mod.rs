@@ -161,6 +161,12 @@ impl Supervisor<'_> {
             self.feed(&mut machine, main, event, &mut leftovers);
             if let (true, Some(exit)) = (machine.done(), exit) {
                 let (leftovers, leftover_count) = (leftovers.named, leftovers.count);
+                // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
+                // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
+                // by the time it is reaped.
+                if let Some(guard) = &self.guard {
+                    guard.end();
+                }
                 let usage = self.group.usage();
                 return Ok(Outcome { exit, wall, timed_out: machine.timed_out(), leftovers, leftover_count, usage });
             }

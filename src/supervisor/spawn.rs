@@ -1,9 +1,10 @@
 //! Making the command's first process, born in the job group.
 
-use std::ffi::CString;
-use std::io::{self, Read};
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
 use super::command::Command;
@@ -51,6 +52,20 @@ impl Pointers {
     }
 }
 
+/// What the child needs, made before it exists: it may only make system calls.
+struct Child<'a> {
+    command: &'a Command,
+    inherited: &'a Inherited,
+    argv: Pointers,
+    envp: Pointers,
+    /// For a script without `#!`: `/bin/sh FILE ARG…`, with room for the file's name.
+    script_argv: Pointers,
+    /// Why nothing could be executed; 0 otherwise. In memory that both processes share.
+    errno: &'a AtomicI32,
+}
+
+const SHELL: &CStr = c"/bin/sh";
+
 /// Makes the command's first process and waits until it has executed the command, or could not.
 ///
 /// # Errors
@@ -69,59 +84,69 @@ pub fn spawn(
             None
         }
     };
-    // Everything that allocates happens before the clone: the child may only make system calls.
     let environment = super::command::environment(&changes);
     let argv = Pointers::to(command.argv.iter());
-    let envp = Pointers::to(environment.iter());
-    let shell = c"/bin/sh";
-    // For a script without `#!`: /bin/sh FILE ARG…, with room for the file's name.
-    let mut script_argv = Pointers(vec![shell.as_ptr(), ptr::null()]);
+    let mut script_argv = Pointers(vec![SHELL.as_ptr(), ptr::null()]);
     script_argv.0.extend(&argv.0[1.min(argv.0.len() - 1)..]);
-    let (errors, errors_writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| SpawnError::Fork(e.into()))?;
-
+    let shared = SharedWord::new().map_err(SpawnError::Fork)?;
+    let errno = shared.word();
+    let envp = Pointers::to(environment.iter());
+    let mut child = Child { command, inherited, argv, envp, script_argv, errno };
     // Blocked from before the clone until the child has set everything as it was: a signal for the whole terminal
     // must not meet the child half made.
     let blocked = BlockedSignals::all().map_err(SpawnError::Fork)?;
-    let cloned = clone(into);
-    if let Ok(Cloned::Child) = cloned {
-        inherited.restore();
-        let errno = exec(&command.candidates, &argv, &envp, shell, &mut script_argv);
-        // SAFETY: the pipe is open in the child, the buffer is valid, and the child ends here without returning
-        // into code that belongs to the supervisor.
-        unsafe { libc::write(errors_writer.as_raw_fd(), (&raw const errno).cast(), size_of_val(&errno)) };
-        // SAFETY: ends the child at once; nothing of the supervisor's is flushed or dropped.
-        unsafe { libc::_exit(127) };
-    }
+    let cloned = clone(into, &mut child);
     drop(blocked);
-    let (pid, pidfd) = match cloned.map_err(SpawnError::Fork)? {
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-        // The child left above.
-        Cloned::Child => return Err(SpawnError::Fork(io::ErrorKind::Other.into())),
-    };
-    drop(errors_writer);
-    let mut errno = [0; size_of::<i32>()];
-    let started = Instant::now();
-    match std::fs::File::from(errors).read_exact(&mut errno) {
-        // The pipe closed at exec, without a word.
-        Err(_) => Ok(Main { pid, pidfd, started }),
-        Ok(()) => {
+    let (pid, pidfd) = cloned.map_err(SpawnError::Fork)?;
+    match errno.load(Ordering::SeqCst) {
+        0 => Ok(Main { pid, pidfd, started: Instant::now() }),
+        errno => {
             super::reap(pid);
             let name = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let source = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+            let source = io::Error::from_raw_os_error(errno);
             Err(SpawnError::Exec { name: crate::text::escape(&name), source })
         }
     }
 }
 
+/// The child's life between clone and exec. Async-signal-safe: only system calls, and it allocates nothing.
+extern "C" fn child_main(child: *mut Child<'_>) -> ! {
+    // SAFETY: `clone` gives a valid pointer, and the parent sleeps until this process has executed or ended.
+    let child = unsafe { &mut *child };
+    child.inherited.restore();
+    let errno = exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv);
+    child.errno.store(errno, Ordering::SeqCst);
+    // SAFETY: ends the child at once; nothing of the supervisor's is flushed or dropped.
+    unsafe { libc::_exit(127) }
+}
+
+/// A word in memory that stays shared with a child, whether or not the child shares the rest.
+struct SharedWord(ptr::NonNull<AtomicI32>);
+
+impl SharedWord {
+    fn new() -> io::Result<Self> {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address that the kernel chooses, full of zeroes.
+        let page = unsafe { libc::mmap(ptr::null_mut(), size_of::<AtomicI32>(), access, kind, -1, 0) };
+        let mapped = (page != libc::MAP_FAILED).then(|| ptr::NonNull::new(page.cast())).flatten();
+        mapped.map(Self).ok_or_else(io::Error::last_os_error)
+    }
+
+    fn word(&self) -> &AtomicI32 {
+        // SAFETY: the mapping holds a zeroed, page-aligned word, and lives as long as `self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for SharedWord {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference to it outlives `self`.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<AtomicI32>()) };
+    }
+}
+
 /// Tries every candidate like execvp(3); returns the errno to report. Async-signal-safe: allocates nothing.
-fn exec(
-    candidates: &[CString],
-    argv: &Pointers,
-    envp: &Pointers,
-    shell: &std::ffi::CStr,
-    script_argv: &mut Pointers,
-) -> i32 {
+fn exec(candidates: &[CString], argv: &Pointers, envp: &Pointers, script_argv: &mut Pointers) -> i32 {
     let mut reported = libc::ENOENT;
     for file in candidates {
         // SAFETY: all three point to strings and null-ended arrays that outlive the call, which does not return on
@@ -131,7 +156,7 @@ fn exec(
         if errno == libc::ENOEXEC {
             script_argv.0[1] = file.as_ptr();
             // SAFETY: as above.
-            unsafe { libc::execve(shell.as_ptr(), script_argv.0.as_ptr(), envp.0.as_ptr()) };
+            unsafe { libc::execve(SHELL.as_ptr(), script_argv.0.as_ptr(), envp.0.as_ptr()) };
             errno = last_errno();
         }
         match errno {
@@ -148,36 +173,84 @@ fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-enum Cloned {
-    Parent { pid: i32, pidfd: OwnedFd },
-    Child,
-}
-
-/// clone3(2), as a plain fork with a pidfd, into a group if one is given. The kernel puts handled signals back to
-/// their default in the child (Linux 5.5) and lets it be born in the group (5.7).
-fn clone(into: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+/// clone3(2), into a group if one is given; the child runs [`child_main`]. The kernel puts handled signals back to
+/// their default in the child (Linux 5.5) and lets it be born in the group (5.7). We sleep until the child has executed
+/// the command or ended, as with vfork(2).
+fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32, OwnedFd)> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain integers; zero means "not used" for each.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.flags = (libc::CLONE_PIDFD | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(directory) = into {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = directory.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM the child gets a copy of the address space, as with fork(2). perflock has one thread
-    // here (the lock's helper was joined), so no lock is held by a thread that the child lacks, and the child only
-    // makes async-signal-safe calls until it execs or exits.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Cloned::Child),
-        pid => {
-            // SAFETY: the kernel stored a new descriptor that nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            let pid = i32::try_from(pid).map_err(io::Error::other)?;
-            Ok(Cloned::Parent { pid, pidfd })
-        }
+    // SAFETY: both kinds of child run `child_main` alone, which is async-signal-safe, with every signal blocked; with
+    // CLONE_VFORK we sleep until it has left, so it does not outlive what it borrows.
+    #[cfg(target_arch = "x86_64")]
+    let pid = unsafe { clone_sharing(&mut args, child) };
+    // SAFETY: as above.
+    #[cfg(not(target_arch = "x86_64"))]
+    let pid = unsafe { clone_copying(&mut args, child) };
+    if pid < 0 {
+        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
+    }
+    // SAFETY: the kernel stored a new descriptor that nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((i32::try_from(pid).map_err(io::Error::other)?, pidfd))
+}
+
+/// Makes a child in our memory (`CLONE_VM`), on a stack of its own: copying page tables and pages would cost as much
+/// again as everything else that is done for it. Returns its pid, or a negated errno.
+///
+/// # Safety
+/// `args` asks for `CLONE_VFORK`, and every signal is blocked.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
+    // `u128` for the alignment that the ABI asks of a stack. The child needs little: it calls the C library's thinnest
+    // wrappers only.
+    let mut stack = Box::new([0u128; 2048]);
+    args.flags |= libc::CLONE_VM as u64;
+    args.stack = stack.as_mut_ptr() as u64;
+    args.stack_size = size_of_val(&*stack) as u64;
+    let mut result = libc::SYS_clone3;
+    // SAFETY: in the parent this is one system call, with the registers that syscall(2) names. The child begins behind
+    // it on its own empty stack, calls `child_main`, which does not return, and so never leaves this block.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") result,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") child,
+            in("r13") child_main as extern "C" fn(*mut Child<'_>) -> !,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// Makes a child in a copy of our memory, on the copy of our stack. Returns its pid, or a negated errno.
+///
+/// # Safety
+/// Every signal is blocked.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+unsafe fn clone_copying(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
+    // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut *args, size_of::<libc::clone_args>()) } {
+        -1 => -i64::from(last_errno()),
+        0 => child_main(child),
+        pid => pid,
     }
 }
 
@@ -197,5 +270,67 @@ impl Drop for BlockedSignals {
     fn drop(&mut self) {
         // Cannot fail with a mask that the kernel gave.
         let _ = self.0.thread_set_mask();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::{Exit, wait_for};
+    use std::ffi::OsString;
+
+    fn command(argv: &[&str]) -> Command {
+        let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+        Command::look_up(&argv, Some("/usr/bin:/bin".as_ref())).unwrap()
+    }
+
+    fn inherited() -> Inherited {
+        Inherited::capture()
+    }
+
+    #[test]
+    fn a_command_runs_with_its_arguments_and_variables() {
+        let command = command(&["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"]);
+        let main = spawn(&command, &inherited(), Maker::Marked("M=1"), &[("A", "b".to_owned())]).unwrap();
+        assert_eq!(wait_for(main.pid).unwrap(), Exit::Code(7));
+    }
+
+    #[test]
+    fn what_cannot_be_executed_comes_back_with_its_reason() {
+        match spawn(&command(&["/nonexistent/program"]), &inherited(), Maker::Marked("M=1"), &[]) {
+            Err(SpawnError::Exec { name, source }) => {
+                assert_eq!((&*name, source.raw_os_error()), ("/nonexistent/program", Some(libc::ENOENT)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_child_in_a_copy_of_our_memory_reports_as_well() {
+        let inherited = inherited();
+        for (argv, failure) in [(["/bin/true"], 0), (["/nonexistent/program"], libc::ENOENT)] {
+            let command = command(&argv);
+            let shared = SharedWord::new().unwrap();
+            let environment = super::super::command::environment(&[]);
+            let mut child = Child {
+                command: &command,
+                inherited: &inherited,
+                argv: Pointers::to(command.argv.iter()),
+                envp: Pointers::to(environment.iter()),
+                script_argv: Pointers(vec![SHELL.as_ptr(), ptr::null(), ptr::null()]),
+                errno: shared.word(),
+            };
+            // SAFETY: clone_args is plain integers; zero means "not used" for each.
+            let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+            args.flags = libc::CLONE_VFORK as u64 | CLONE_CLEAR_SIGHAND;
+            args.exit_signal = libc::SIGCHLD as u64;
+            let blocked = BlockedSignals::all().unwrap();
+            // SAFETY: every signal is blocked.
+            let pid = unsafe { clone_copying(&mut args, &mut child) };
+            drop(blocked);
+            let exit = if failure == 0 { Exit::Code(0) } else { Exit::Code(127) };
+            assert_eq!(wait_for(i32::try_from(pid).unwrap()).unwrap(), exit);
+            assert_eq!(shared.word().load(Ordering::SeqCst), failure);
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod snapshot;
 pub mod view;
 
+use std::ffi::{c_char, c_int};
 use std::io::{self, Write as _};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::lock::{Lock, LockError, setup};
 use crate::procfs::Proc;
 use crate::say::Say;
 use crate::settings::{Environment, Verbosity, lock_path};
+use crate::supervisor::inherit;
 use snapshot::Snapshot;
 
 /// How long jobs are watched to see what they use now.
@@ -34,9 +36,14 @@ enum Error {
 }
 
 /// `main` of `wholock`.
-pub fn main() {
+///
+/// # Safety
+/// See [`inherit::begin`].
+pub unsafe fn main(argc: c_int, argv: *const *const c_char) -> ! {
+    // SAFETY: our caller keeps the promise.
+    let (arguments, _) = unsafe { inherit::begin(argc, argv) };
     let say = Say::new("wholock", Verbosity::Normal);
-    let ending = match cli::parse_wholock(std::env::args_os().skip(1).collect()) {
+    let ending = match cli::parse_wholock(arguments.into_iter().skip(1).collect()) {
         Ok(args) => run(&args, &say),
         Err(Aside::Show(text)) => print(&text).map(|()| 0),
         Err(Aside::Usage(text)) => {
