@@ -1,1 +1,61 @@
-fn main() {}
+//! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `bench` measures what
+//! perflock costs.
+// A developer's command line tool: its output goes to the terminal and nowhere else.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod check;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What `cargo xtask` alone prints.
+const USAGE: &str = "\
+usage: cargo xtask check
+           what CI runs: format, clippy, licences and bans, unused dependencies, tests
+       cargo xtask bench [start|release|wholock|idle]... [--pairs N] [--cold-only] [--strict]
+           what perflock costs, as interleaved pairs; without a name: everything
+           --pairs N    rounds per measurement [default: 100; release: N/20, at least 5]
+           --cold-only  leave out the runs without idle time between them
+           --strict     exit 1 if a target is missed";
+
+/// Why a command of xtask ended early, as one message for the developer.
+type Failure = String;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("", [].as_slice()),
+    };
+    let result = match command {
+        "check" if rest.is_empty() => check::check(),
+        "bench" => bench::bench(rest),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => Err(USAGE.to_owned()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The project's top directory.
+fn top() -> PathBuf {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    own.parent().map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
+/// The cargo that runs us, in the project's top directory.
+fn cargo() -> std::process::Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(program);
+    command.current_dir(top());
+    command
+}

@@ -1,0 +1,200 @@
+//! Where a bench happens: a group and a directory of its own, made by an outer process that also clears them away.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::INSIDE;
+use super::group::{Group, PREFIX};
+use crate::{Failure, top};
+
+/// The file that kills the bench's group, for the signal handler.
+static KILL: AtomicI32 = AtomicI32::new(-1);
+
+/// A directory that is removed when dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    /// Makes it, in memory if possible, as /run is where the lock usually lives.
+    fn create() -> Result<Self, Failure> {
+        let name = format!("{PREFIX}{}", std::process::id());
+        let mut candidates = [PathBuf::from("/run"), PathBuf::from("/dev/shm"), std::env::temp_dir()];
+        candidates.sort_by_key(|parent| !in_memory(parent));
+        let made = candidates.iter().map(|parent| parent.join(&name)).find(|path| fs::create_dir(path).is_ok());
+        made.map(Self).ok_or_else(|| "cannot make a directory in /run, /dev/shm or TMPDIR".to_owned())
+    }
+}
+
+/// Whether this directory is on a tmpfs.
+fn in_memory(directory: &Path) -> bool {
+    let Ok(path) = std::ffi::CString::new(directory.as_os_str().as_encoded_bytes()) else { return false };
+    // SAFETY: an all-zero statfs is valid, and it is only written to.
+    let mut answer: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a string, and a valid place for the answer.
+    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut answer) };
+    result == 0 && answer.f_type == libc::TMPFS_MAGIC
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("xtask: cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Runs this program once more with `arguments`, as a member of a new group, and clears up after it.
+///
+/// # Errors
+/// The group, the directory or the process could not be made.
+pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
+    // Dropped last first: the processes go before their files.
+    let directory = Directory::create()?;
+    let group = Group::create()?;
+    kill_on_signals(group.kill_file()?.into());
+    let members = group.members_file()?;
+    let own = std::env::current_exe().map_err(|error| format!("cannot find xtask itself: {error}"))?;
+    let mut command = Command::new(own);
+    command.args(["bench", INSIDE]).arg(&directory.0).arg(group.directory()).args(arguments);
+    // SAFETY: the closure makes one async-signal-safe call on an open descriptor and allocates nothing.
+    unsafe { command.pre_exec(move || join(&members)) };
+    // Whoever shares the machine is told nothing about a job by these, nor is the configuration of this user used.
+    for name in ["PERFLOCK_JOB", "PERFLOCK_MODE", "PERFLOCK_LOCK", "PERFLOCK_CONFIG"] {
+        command.env_remove(name);
+    }
+    command.env("XDG_CONFIG_HOME", &directory.0);
+    // cargo's, for its own programs: it makes the loader look for every library in four directories more.
+    command.env_remove("LD_LIBRARY_PATH");
+    let status = command.status().map_err(|error| format!("cannot start the bench in its group: {error}"))?;
+    match status.code() {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None => Err(format!("the bench was ended ({status})")),
+    }
+}
+
+/// Moves this process to the group. Done once per bench, since it stalls every fork of the machine.
+fn join(members: &File) -> std::io::Result<()> {
+    // SAFETY: one byte is read from a static string.
+    match unsafe { libc::write(members.as_raw_fd(), c"0".as_ptr().cast(), 1) } {
+        1 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// On ^C and the like the group is killed; this process stays, to clear up.
+fn kill_on_signals(kill_file: OwnedFd) {
+    KILL.store(kill_file.into_raw_fd(), Ordering::Relaxed);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler only loads a number and writes to a descriptor: async-signal-safe.
+        unsafe { libc::signal(signal, kill as *const () as libc::sighandler_t) };
+    }
+}
+
+/// The signal handler.
+extern "C" fn kill(_: libc::c_int) {
+    // SAFETY: one byte is read from a static string, and the descriptor is never closed.
+    unsafe { libc::write(KILL.load(Ordering::Relaxed), c"1".as_ptr().cast(), 1) };
+}
+
+/// What the inner process was given.
+#[derive(Debug)]
+pub(super) struct Inside {
+    /// Its directory for files.
+    directory: PathBuf,
+    /// The directory of its group.
+    group: PathBuf,
+    /// Where the release binaries are.
+    binaries: PathBuf,
+}
+
+impl Inside {
+    /// Makes the lock and its queue in `directory`.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub(super) fn new(directory: &str, group: &str) -> Result<Self, Failure> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), |dir| top().join(dir));
+        let place = Self { directory: directory.into(), group: group.into(), binaries: target.join("release") };
+        let failed = |error| format!("cannot make a lock in {directory}: {error}");
+        let lock = place.lock();
+        File::create(&lock).map_err(failed)?;
+        let queue = place.file("lock.d");
+        fs::create_dir(&queue).map_err(failed)?;
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        fs::set_permissions(&queue, fs::Permissions::from_mode(0o1777)).map_err(failed)?;
+        Ok(place)
+    }
+
+    /// The lock file.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.file("lock")
+    }
+
+    /// A file of the bench.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The directory of the bench's group.
+    pub(super) fn group(&self) -> &Path {
+        &self.group
+    }
+
+    /// A program that the bench built, silent on stdout; what it says on stderr goes to the bench's log.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub(super) fn program(&self, name: &str) -> Result<Command, Failure> {
+        self.silent(self.binaries.join(name))
+    }
+
+    /// The path of a program that the bench built.
+    pub(super) fn binary(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
+    }
+
+    /// Where lock and queue are, in words.
+    pub(super) fn lock_place(&self) -> String {
+        let kind = if in_memory(&self.directory) { "in memory" } else { "on disk" };
+        format!("lock {kind} ({})", self.directory.display())
+    }
+
+    /// Any program, with the same descriptors.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub(super) fn silent(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, Failure> {
+        let log = File::options().create(true).append(true).open(self.log());
+        let log = log.map_err(|error| format!("cannot open {}: {error}", self.log().display()))?;
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Ok(command)
+    }
+
+    /// `perflock` with the bench's lock; the command and its arguments are still to be added.
+    ///
+    /// # Errors
+    /// The log cannot be opened.
+    pub(super) fn perflock(&self) -> Result<Command, Failure> {
+        let mut command = self.program("perflock")?;
+        command.arg("--lock").arg(self.lock());
+        Ok(command)
+    }
+
+    /// Where programs under test say what is wrong.
+    fn log(&self) -> PathBuf {
+        self.file("log")
+    }
+
+    /// A failure of a program under test, with the last thing it said.
+    pub(super) fn failed(&self, what: &str) -> Failure {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(3).collect();
+        format!("{what}; its last words: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "))
+    }
+}

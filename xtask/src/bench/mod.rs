@@ -1,0 +1,146 @@
+//! `cargo xtask bench`: what perflock costs, always measured in interleaved pairs within one run.
+//!
+//! The command runs itself once more inside a cgroup that it makes ([`area`]); there every program under test is
+//! started, and afterwards the outer process kills and removes that one group, whatever happened. Each measurement
+//! gives lines of a table that can be pasted into the README.
+
+mod area;
+mod group;
+mod idle;
+mod listing;
+mod machine;
+mod release;
+mod start;
+mod stats;
+mod tools;
+
+use std::process::ExitCode;
+
+use crate::{Failure, cargo};
+use area::Inside;
+use stats::Line;
+
+/// The first argument of the inner process.
+const INSIDE: &str = "--inside";
+
+/// The measurements, by the names that the command line knows.
+const NAMES: [&str; 4] = ["start", "release", "wholock", "idle"];
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Options {
+    /// Which measurements; none means all.
+    names: Vec<String>,
+    /// Rounds per measurement.
+    pairs: usize,
+    /// Without the runs that have no idle time between them.
+    cold_only: bool,
+    /// A missed target is a failure.
+    strict: bool,
+}
+
+impl Options {
+    /// Reads the arguments behind `bench`.
+    fn parse(arguments: &[String]) -> Result<Self, Failure> {
+        let mut options = Self { names: Vec::new(), pairs: 100, cold_only: false, strict: false };
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--cold-only" => options.cold_only = true,
+                "--strict" => options.strict = true,
+                "--pairs" => {
+                    let pairs = arguments.next().and_then(|pairs| pairs.parse().ok()).filter(|&pairs| pairs > 0);
+                    options.pairs = pairs.ok_or("--pairs takes a number above 0")?;
+                }
+                name if NAMES.contains(&name) => options.names.push(name.to_owned()),
+                other => return Err(format!("unknown argument {other}\n{}", crate::USAGE)),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Whether this measurement was asked for.
+    fn wants(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+}
+
+/// Builds perflock, measures, and prints the table.
+///
+/// # Errors
+/// The arguments are wrong, or something could not be built or run.
+pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode, Failure> {
+    if let [first, directory, group, rest @ ..] = arguments
+        && first == INSIDE
+    {
+        return inside(&Inside::new(directory, group)?, &Options::parse(rest)?);
+    }
+    Options::parse(arguments)?;
+    build()?;
+    area::run_inside(arguments)
+}
+
+/// Builds perflock as it is installed, and the helpers of the bench with the same profile.
+fn build() -> Result<(), Failure> {
+    let mut command = cargo();
+    command.args(["build", "--release", "--locked", "--package", "perflock", "--package", "xtask", "--bins"]);
+    let status = command.status().map_err(|error| format!("cannot start cargo: {error}"))?;
+    if status.success() { Ok(()) } else { Err("perflock cannot be built".to_owned()) }
+}
+
+/// The inner process: a member of the bench's own group.
+fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
+    println!("{}; {}\n", machine::description(), place.lock_place());
+    println!("{}", stats::HEADER);
+    let mut missed = false;
+    let mut print = |lines: Vec<Line>| {
+        for line in lines {
+            missed |= line.missed();
+            println!("{line}");
+        }
+    };
+    if options.wants("start") {
+        print(start::measure(place, "cold", Some(start::IDLE), options.pairs)?);
+        if !options.cold_only {
+            print(start::measure(place, "hot", None, options.pairs)?);
+        }
+    }
+    if options.wants("release") {
+        print(release::measure(place, (options.pairs / 20).max(5))?);
+    }
+    if options.wants("wholock") {
+        print(listing::measure(place, options.pairs)?);
+    }
+    if options.wants("idle") {
+        print(idle::measure(place)?);
+    }
+    println!(
+        "\nmedian (5th to 95th percentile); ratios and differences: median over pairs unless said otherwise; {}",
+        machine::load()
+    );
+    Ok(if missed && options.strict { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, Failure> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn names_and_options_are_read() {
+        let options = parse("start --pairs 7 idle --cold-only").unwrap();
+        assert!(options.wants("start") && options.wants("idle") && !options.wants("release"));
+        assert_eq!((options.pairs, options.cold_only, options.strict), (7, true, false));
+        assert!(parse("").unwrap().wants("wholock"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for line in ["stat", "--pairs", "--pairs 0", "--pairs x", "--inside a"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

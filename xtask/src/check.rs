@@ -1,0 +1,74 @@
+//! `cargo xtask check`: the steps of CI, in order, up to the first that fails.
+
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Failure, cargo};
+
+/// The kinds of test that CI's machine can run, so that skipping one there is a failure.
+const MUST_RUN: &str = "root,v2,programs";
+
+/// A cargo subcommand that does not come with the toolchain: its program, and the version that CI has.
+const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-machete", "0.9.2")];
+
+/// What cargo is asked to do, one after the other. `deny check advisories` is not here: its database comes from
+/// outside the package registry, which CI cannot reach.
+const STEPS: [&[&str]; 5] = [
+    &["fmt", "--all", "--check"],
+    &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+    &["deny", "--locked", "check", "bans", "licenses", "sources"],
+    &["machete"],
+    &["test", "--workspace", "--locked"],
+];
+
+/// Runs every step.
+///
+/// # Errors
+/// The first step that failed, or a tool that is not installed.
+pub(crate) fn check() -> Result<ExitCode, Failure> {
+    let missing: Vec<String> = TOOLS.iter().filter_map(|&(tool, version)| how_to_install(tool, version)).collect();
+    if !missing.is_empty() {
+        return Err(missing.join("\nxtask: "));
+    }
+    let start = Instant::now();
+    for (index, arguments) in STEPS.into_iter().enumerate() {
+        step(&format!("{}/{}", index + 1, STEPS.len()), arguments)?;
+    }
+    println!("==> all {} steps passed in {}", STEPS.len(), seconds(start.elapsed()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one step and prints how long it took.
+fn step(position: &str, arguments: &[&str]) -> Result<(), Failure> {
+    let mut command = cargo();
+    command.args(arguments);
+    let mut shown = format!("cargo {}", arguments.join(" "));
+    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    if in_ci && arguments.first() == Some(&"test") {
+        command.env("PERFLOCK_MUST_RUN", MUST_RUN);
+        shown = format!("PERFLOCK_MUST_RUN={MUST_RUN} {shown}");
+    }
+    println!("==> [{position}] {shown}");
+    let start = Instant::now();
+    let status = command.status().map_err(|error| format!("cannot start {shown}: {error}"))?;
+    let took = seconds(start.elapsed());
+    if !status.success() {
+        return Err(format!("step {position} failed after {took} ({status}): {shown}"));
+    }
+    println!("==> [{position}] passed in {took}");
+    Ok(())
+}
+
+/// `None` if the tool can be run.
+fn how_to_install(tool: &str, version: &str) -> Option<String> {
+    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match found {
+        Ok(status) if status.success() => None,
+        _ => Some(format!("{tool} is not installed; to install it: cargo install --locked {tool} --version {version}")),
+    }
+}
+
+/// `12.3 s`.
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
