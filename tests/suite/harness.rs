@@ -1,19 +1,23 @@
 //! What tests run in: a world with its own lock and cgroup, a command builder, and waiting on conditions.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write as _};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 /// How long any condition may take. Machines are slow at times; a condition that holds is never waited for longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Taken for writing while a program is written, and for reading while a process is made: a child that is forked
+/// meanwhile has the file open for writing until it executes, and nobody can execute the file ("text file busy").
+static EXECUTABLES: RwLock<()> = RwLock::new(());
 
 /// A plain user and a second one. They need no entry in /etc/passwd.
 pub(crate) const ALICE: u32 = 41_001;
@@ -128,6 +132,7 @@ impl World {
         fs::set_permissions(world.queue(), fs::Permissions::from_mode(0o1777)).unwrap();
         if uid != nix::unistd::geteuid().as_raw() {
             // The build directory may be closed to plain users.
+            let _alone = EXECUTABLES.write();
             for name in ["perflock", "pls", "wholock"] {
                 fs::copy(built(name), world.path(name)).unwrap();
             }
@@ -164,6 +169,7 @@ impl World {
 
     /// Writes a program.
     pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
+        let _alone = EXECUTABLES.write();
         let path = self.write(name, text);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
@@ -250,6 +256,14 @@ impl World {
             assert_eq!(self.job_groups(), Vec::<PathBuf>::new(), "job groups were left");
         }
         assert_eq!(self.processes(), Vec::<i32>::new(), "processes were left");
+        assert!(self.lock_is_free(), "the lock is held");
+    }
+
+    /// No job group, no ticket, and the lock is free, though processes outside of jobs may be in the world.
+    #[track_caller]
+    pub(crate) fn assert_no_job(&self) {
+        assert_eq!(self.tickets(), Vec::<String>::new(), "tickets were left");
+        assert_eq!(self.job_groups(), Vec::<PathBuf>::new(), "job groups were left");
         assert!(self.lock_is_free(), "the lock is held");
     }
 
@@ -348,12 +362,6 @@ impl Cmd {
         self
     }
 
-    /// Outside the world's cgroup, in the one of the tests.
-    pub(crate) fn outside_group(mut self) -> Self {
-        self.group = None;
-        self
-    }
-
     /// In another cgroup.
     pub(crate) fn in_group(mut self, group: &Path) -> Self {
         self.group = Some(group.to_owned());
@@ -395,7 +403,10 @@ impl Cmd {
     pub(crate) fn spawn(self) -> Running {
         let (mut command, stdin) = self.prepared();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let mut child = {
+            let _no_writer = EXECUTABLES.read();
+            command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+        };
         let mut input = child.stdin.take().unwrap();
         std::thread::spawn(move || input.write_all(&stdin));
         let stdout = Collected::from(child.stdout.take().unwrap());
@@ -583,17 +594,20 @@ impl Terminal {
         let slave: OwnedFd = pty.slave;
         let end = || Stdio::from(slave.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: both are system calls; descriptor 0 is the terminal by then.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-                    -1 => Err(std::io::Error::last_os_error()),
-                    _ => Ok(()),
-                }
-            })
+        let take_terminal = || {
+            nix::unistd::setsid()?;
+            // SAFETY: only a system call; descriptor 0 is the terminal by then.
+            match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
         };
-        let child = command.spawn().unwrap();
+        // SAFETY: the closure makes system calls only.
+        unsafe { command.pre_exec(take_terminal) };
+        let child = {
+            let _no_writer = EXECUTABLES.read();
+            command.spawn().unwrap()
+        };
         let master = fs::File::from(pty.master);
         let screen = Collected::from(master.try_clone().unwrap());
         Self { child, master, screen }
@@ -626,10 +640,17 @@ impl Terminal {
         self.child.id().cast_signed()
     }
 
-    /// Closes the terminal, as when its window is closed.
+    /// Hangs the terminal up, as when its window is closed or its line breaks. Only root may.
     pub(crate) fn hang_up(&mut self) {
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        // SAFETY: opens the other side of the terminal that this test made.
+        let side = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+        assert!(side >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the kernel just made this descriptor, and nobody else owns it.
+        let side = unsafe { OwnedFd::from_raw_fd(side) };
         // SAFETY: hangs up the terminal that this test made.
-        unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCVHANGUP) };
+        let hung_up = unsafe { libc::ioctl(side.as_raw_fd(), libc::TIOCVHANGUP) };
+        assert_eq!(hung_up, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// Waits for the end of the process that was started.
@@ -685,7 +706,82 @@ pub(crate) fn pid_in(path: &Path) -> i32 {
     pid.unwrap()
 }
 
-/// The words of a command line, for building one from parts.
-pub(crate) fn words(line: &str) -> Vec<OsString> {
-    line.split_whitespace().map(OsString::from).collect()
+/// What tests of several jobs have in common.
+impl World {
+    /// Starts a job that has the machine until it gets a signal: `world.holder("pls -q")`. Returns once it runs.
+    #[track_caller]
+    pub(crate) fn holder(&self, program: &str) -> Running {
+        let holder = self.cmd(program).args(["sh", "-c", "echo running; exec sleep 60"]).spawn();
+        holder.wait_stdout("running\n");
+        holder
+    }
+
+    /// Starts a job that has to wait, and returns once its ticket has this name and it sleeps.
+    #[track_caller]
+    pub(crate) fn waiter(&self, ticket: &str, cmd: Cmd) -> Running {
+        let waiter = cmd.spawn();
+        wait_until(&format!("the ticket {ticket}"), || self.tickets().iter().any(|name| name == ticket));
+        // The second thread sleeps in the lock call.
+        wait_until("the waiter sleeps", || threads_of(waiter.pid()).len() == 2);
+        waiter
+    }
+
+    /// The lines of a ticket.
+    pub(crate) fn ticket(&self, name: &str) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.queue().join(name)).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The guard that a ticket names.
+    #[track_caller]
+    pub(crate) fn guard_of(&self, ticket: &str) -> i32 {
+        let mut pid = None;
+        wait_until(&format!("a guard in {ticket}"), || {
+            let lines = self.ticket(ticket);
+            let guard = lines.iter().rev().find(|line| line["event"] == "guard");
+            pid = guard.and_then(|line| i32::try_from(line["pid"].as_i64()?).ok());
+            pid.is_some()
+        });
+        pid.unwrap()
+    }
+
+    /// Kills supervisor and guard of a job so that neither can act for the other: what is left is an orphan.
+    #[track_caller]
+    pub(crate) fn kill_both(&self, mut supervisor: Running, ticket: &str) {
+        let guard = self.guard_of(ticket);
+        supervisor.signal(libc::SIGSTOP);
+        wait_until("the supervisor is stopped", || state_of(supervisor.pid()) == 'T');
+        // SAFETY: a child of the stopped supervisor, so not reaped: the number is its own.
+        assert_eq!(unsafe { libc::kill(guard, libc::SIGKILL) }, 0);
+        wait_until("the guard is dead", || !alive(guard));
+        supervisor.signal(libc::SIGKILL);
+        // Not the end of its output: the orphan may have that.
+        wait_until("the supervisor is dead", || supervisor.ended());
+    }
+
+    /// A shell script, run by root in a mount namespace of its own: what it mounts, nobody else sees.
+    pub(crate) fn in_mount_namespace(&self, script: &str) -> Cmd {
+        self.cmd("unshare --mount --propagation private sh -ec").arg(script).uid(0)
+    }
+
+    /// The mount point of the hierarchy that [`World::group`] is in.
+    pub(crate) fn cgroup_mount(&self) -> PathBuf {
+        let relative = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let relative = relative.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let depth = Path::new(relative).components().count() + 1;
+        self.group().ancestors().nth(depth).unwrap().to_owned()
+    }
+}
+
+/// The threads of a process.
+pub(crate) fn threads_of(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| task.file_name().into_string().unwrap()).collect()
+}
+
+/// Sends a signal to a process that a test's job started and that it knows to be alive.
+pub(crate) fn signal(pid: i32, signal: i32) {
+    assert!(pid > 1);
+    // SAFETY: only sends a signal.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }

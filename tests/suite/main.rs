@@ -3,5 +3,24 @@
 //! Every test works in a [`harness::World`] of its own: a lock of its own, and a cgroup of its own below which every
 //! job group is made and every process must have ended. Nothing outside is touched.
 
+mod bad_input;
+mod config;
+mod fallback;
+mod guard;
 mod harness;
+mod hostile;
+mod inherit;
+mod leaving;
+mod namespaces;
+mod nested;
+mod outsiders;
+mod programs;
+mod queue;
+mod readme;
+mod release;
+mod setup;
+mod signals;
 mod smoke;
+mod terminal;
+mod users;
+mod wholock;
