@@ -60,9 +60,9 @@ impl JobId {
         format!("{GROUP_PREFIX}{self}")
     }
 
-    /// The innermost job that a cgroup path runs through.
-    pub fn in_group_path(path: &Path) -> Option<Self> {
-        path.components().rev().find_map(|component| match component {
+    /// The jobs that a cgroup path runs through, the innermost first. They may be of several locks.
+    pub fn in_group_path(path: &Path) -> impl Iterator<Item = Self> {
+        path.components().rev().filter_map(|component| match component {
             Component::Normal(name) => name.to_str()?.strip_prefix(GROUP_PREFIX)?.parse().ok(),
             _ => None,
         })
@@ -120,8 +120,9 @@ mod tests {
         fn an_identity_survives_its_own_spelling(number: u64, inode: u64, boot: u32, joined_usec: u64) {
             let id = JobId { number, inode, boot, joined_usec };
             prop_assert_eq!(id.to_string().parse(), Ok(id));
-            let nested = format!("/a/{}/sub/b", id.group_name());
-            prop_assert_eq!(JobId::in_group_path(Path::new(&nested)), Some(id));
+            let nested = format!("/a/{}/sub/perflock-1-2-00000003-4", id.group_name());
+            let inner = JobId { number: 1, inode: 2, boot: 3, joined_usec: 4 };
+            prop_assert_eq!(JobId::in_group_path(Path::new(&nested)).collect::<Vec<_>>(), [inner, id]);
         }
 
         #[test]

@@ -45,6 +45,7 @@
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;
+pub mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;

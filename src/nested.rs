@@ -2,7 +2,7 @@
 
 use crate::job::{JobId, Mode};
 use crate::lock::{Entry, Queue, Record, Seen};
-use crate::procfs::Proc;
+use crate::procfs::{Proc, Stat};
 
 /// The environment variable that names the job to its processes.
 pub const VARIABLE: &str = "PERFLOCK_JOB";
@@ -28,10 +28,10 @@ pub struct Outer {
 /// # Errors
 /// A sentence: only our ancestry says that we are in a job, so waiting would wait for ourselves.
 pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Result<Option<Outer>, String> {
-    let by_group = proc.own_cgroup_v2().ok().and_then(|path| JobId::in_group_path(&path));
+    let own = proc.own_cgroup_v2().unwrap_or_default();
     let by_variable = || std::env::var(VARIABLE).ok()?.parse().ok();
-    let candidates = by_group.into_iter().chain(by_variable());
-    if let Some(outer) = candidates.filter_map(|id| running(queue, id)).next() {
+    let mut candidates = JobId::in_group_path(&own).chain(by_variable());
+    if let Some(outer) = candidates.find_map(|id| running(queue, id)) {
         return Ok(Some(outer));
     }
     let entries = queue.entries().unwrap_or_default();
@@ -42,7 +42,8 @@ pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Resul
     for seen in entries.into_iter().take(LOOKED_AT).filter_map(|entry| queue.see(entry)).filter(Seen::is_live) {
         let Some(record) = seen.record() else { continue };
         let ours = record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
-        if ours && record.granted_usec.is_some() && ancestors.contains(&record.joined.pid) {
+        let granted = record.granted_usec.is_some();
+        if ours && granted && ancestors.iter().any(|stat| is_supervisor(proc, stat, &seen, &record)) {
             let command = crate::text::command_line(&record.joined.command);
             return Err(format!(
                 "this runs below job {} ({command}), but {VARIABLE} was removed from its environment: waiting would wait for itself; \
@@ -64,15 +65,23 @@ fn running(queue: &Queue, id: JobId) -> Option<Outer> {
     })
 }
 
-fn ancestors(proc: &Proc) -> Vec<i32> {
-    let mut ancestors = Vec::new();
+/// Whether this process is the supervisor of that ticket. A neighbour can write any number into a ticket of theirs,
+/// init's or our login shell's, but not make that process one of theirs and a perflock.
+fn is_supervisor(proc: &Proc, stat: &Stat, seen: &Seen, record: &Record) -> bool {
+    (stat.pid, stat.start_ticks) == (record.joined.pid, record.joined.start_ticks)
+        && matches!(&*stat.comm, "perflock" | "pls")
+        && proc.uid(stat.pid).is_ok_and(|uid| uid == seen.uid)
+}
+
+fn ancestors(proc: &Proc) -> Vec<Stat> {
+    let mut ancestors: Vec<Stat> = Vec::new();
     let mut pid = std::process::id().cast_signed();
     while let Ok(stat) = proc.stat(pid) {
         pid = stat.ppid;
-        if pid <= 0 || ancestors.contains(&pid) {
+        if ancestors.iter().any(|known| known.pid == stat.pid) {
             break;
         }
-        ancestors.push(pid);
+        ancestors.push(stat);
     }
     ancestors
 }

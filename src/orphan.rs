@@ -3,12 +3,11 @@
 //! Their dead tickets name them. Whoever gets the lock next holds it while it deals with them: it kills an orphan of
 //! its own user (root: anybody's), and waits for others. So no two jobs that conflict have members at the same time.
 
-use std::os::fd::BorrowedFd;
-
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{Backend, JobGroup, Population, detect, subreaper, v2};
 use crate::lock::{Ahead, Record, Seen};
+use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::say::Say;
 use crate::supervisor::guard::until_empty;
@@ -29,6 +28,13 @@ pub fn group_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<Box<dyn
     }
     let location = location_of(seen, record, mountinfo)?;
     Some(Box::new(v2::Group::adopt(location, seen.uid).ok()??))
+}
+
+/// Whether only the ticket's owner and root can tell if its job has members: they are told by their environment.
+pub fn is_hidden(seen: &Seen, record: &Record) -> bool {
+    let own = rustix::process::geteuid();
+    let marked = record.group.as_ref().is_some_and(|(backend, _)| backend == Backend::Subreaper.name());
+    marked && !own.is_root() && own.as_raw() != seen.uid
 }
 
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
@@ -58,17 +64,26 @@ pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> b
 }
 
 /// Ends the orphan behind a dead ticket, or waits until it has ended. Called with the lock file held. False if
-/// `interrupt` became readable first.
+/// `limits` ended the wait.
 pub fn end(
     seen: &Seen,
     record: &Record,
     cgroup_namespace: u64,
     boot: &str,
     mountinfo: &str,
-    interrupt: BorrowedFd<'_>,
+    limits: Limits<'_>,
     say: &Say,
 ) -> bool {
     if record.joined.boot != boot || record.joined.cgroup_namespace != cgroup_namespace {
+        return true;
+    }
+    let user = text::escape(&crate::user::name(seen.uid));
+    let command = text::command_line(&record.joined.command);
+    if is_hidden(seen, record) {
+        say.wrong(&format!(
+            "warning: the job {command} of {user} ran without a job group, and its supervisor was killed; whether its \
+             processes ended is unknown (only {user} or root can see; the next perflock of either ends them)"
+        ));
         return true;
     }
     let Some(group) = group_of(seen, record, mountinfo) else { return true };
@@ -78,15 +93,13 @@ pub fn end(
     }
     let own = rustix::process::geteuid();
     let ours = own.is_root() || own.as_raw() == seen.uid;
-    let user = text::escape(&crate::user::name(seen.uid));
-    let command = text::command_line(&record.joined.command);
     let what = format!("the job {command} of {user}, whose supervisor was killed,");
     if ours {
         say.wrong(&format!("ending {what} before starting"));
     } else {
         say.note(&format!("waiting for {what} to end (only {user} or root can end it)"));
     }
-    let ended = until_empty(&*group, ours, Some(interrupt));
+    let ended = until_empty(&*group, ours, Some(limits));
     if ended {
         let _ = group.remove();
     }

@@ -28,11 +28,15 @@ pub fn in_the_way(ahead: &Ahead, outsiders: &dyn Fn() -> Vec<Outsider>) -> Strin
         line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
     } else if let Some(other) = outsiders().iter().find(|other| !other.waiting) {
         let user = other.uid.map_or_else(|| "somebody".to_owned(), |uid| text::escape(&crate::user::name(uid)));
-        let command = match text::cut(&text::command_line(&other.command), COMMAND_COLUMNS) {
-            command if command.is_empty() => "a process that ended".to_owned(),
-            command => command,
-        };
-        line.push_str(&format!("; {user} runs {command} ({}, by flock, process {})", other.mode, other.pid));
+        let command = text::cut(&text::command_line(&other.command), COMMAND_COLUMNS);
+        if command.is_empty() {
+            line.push_str(&format!(
+                "; it is held by flock ({}), taken by process {}, which ended",
+                other.mode, other.pid
+            ));
+        } else {
+            line.push_str(&format!("; {user} runs {command} ({}, by flock, process {})", other.mode, other.pid));
+        }
     }
     line
 }
@@ -98,7 +102,7 @@ fn named(processes: &[Ended], count: usize) -> String {
     let shown: Vec<String> =
         processes.iter().map(|process| format!("{} ({})", text::escape(&process.name), process.pid)).collect();
     match (shown.is_empty(), count.saturating_sub(shown.len())) {
-        (true, _) => "they ended before they could be named".to_owned(),
+        (true, _) => "gone before it could be named".to_owned(),
         (false, 0) => shown.join(", "),
         (false, more) => format!("{} and {more} more", shown.join(", ")),
     }
@@ -108,7 +112,7 @@ fn named(processes: &[Ended], count: usize) -> String {
 mod tests {
     use super::*;
     use crate::cgroup::Usage;
-    use crate::supervisor::Exit;
+    use crate::child::Exit;
 
     fn outcome(leftover_count: usize, names: &[&str]) -> Outcome {
         let leftovers = (4312..).zip(names).map(|(pid, name)| Ended { pid, name: (*name).to_owned() }).collect();

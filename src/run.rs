@@ -13,19 +13,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::{self, Detected, GroupError};
+use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{GROUP_PREFIX, Mode};
 use crate::lock::outsiders::Outsider;
-use crate::lock::place::Limits;
 use crate::lock::{self, Ahead, Change, Hold, Joined, Lock, LockError, Place, Record, Seen, Woken, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
+use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
 use crate::say::Say;
 use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
-use crate::supervisor::Exit;
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::{self, Signals};
@@ -37,6 +37,9 @@ use job::{Finished, Job};
 const JOB_VARIABLE: &str = nested::VARIABLE;
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
+
+/// How long a wait that should be over at once goes on without a word.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why nothing was run, or why what ran could not be seen to its end.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,9 @@ enum Error {
     NotSetUp(String),
     #[error("{0}")]
     Refused(String),
+    /// Not an error, but an end without the machine: a signal came before the command was started.
+    #[error("died of signal {0}")]
+    Signalled(i32),
     #[error("cannot {what}: {}", crate::error::reason(.source))]
     System { what: &'static str, source: io::Error },
 }
@@ -121,9 +127,12 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         let say = Say::new(name, settings.verbosity);
         if args.setup { set_up(&settings, args, &say) } else { Run { settings, say, inherited }.run(args) }
     });
-    result.unwrap_or_else(|error| {
-        early.wrong(&error.to_string());
-        Ending::Code(error.code())
+    result.unwrap_or_else(|error| match error {
+        Error::Signalled(signal) => Ending::Signal(signal),
+        error => {
+            early.wrong(&error.to_string());
+            Ending::Code(error.code())
+        }
     })
 }
 
@@ -312,7 +321,7 @@ impl Run {
             cgroup_namespace: here.cgroup_namespace,
             mode: self.settings.mode,
             command: Joined::fit_command(&argv),
-            message: self.settings.message.clone(),
+            message: self.settings.message.as_deref().map(Joined::fit_message),
         };
         let hold = match self.obtain(lock, joined, here, signals, started)? {
             Ok(hold) => hold,
@@ -320,12 +329,12 @@ impl Run {
         };
         let waited = started.elapsed();
         // From here on the machine is ours: whatever fails, it is given back.
-        let held = self.run_held(command, here, detected, &hold, signals);
+        let held = self.run_held(command, here, detected, &hold, signals, self.limits(signals, started));
         match held {
             Ok(Some(result)) => self.finish(result, Some(hold), waited),
             Ok(None) => {
                 hold.release();
-                Ok(Ending::Signal(self.fatal_signal(signals).unwrap_or(libc::SIGTERM)))
+                Ok(fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal))
             }
             Err(error) => {
                 hold.release();
@@ -343,18 +352,28 @@ impl Run {
         signals: &Signals,
         started: Instant,
     ) -> Result<Result<Hold, Ending>, Error> {
-        let deadline = self.settings.wait.and_then(|wait| started.checked_add(wait));
-        let limits = Limits { interrupt: signals.fd(), deadline };
+        let limits = self.limits(signals, started);
         let spent = |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.proc, &here.mountinfo);
-        // Until this returns, only a neighbour who holds the directory's lock can keep us waiting.
+        // Joining takes microseconds, unless a neighbour holds the directory's lock: then it is said who.
+        let mut patience = Some(started + PATIENCE);
         let mut place = loop {
-            lock = match Place::join(lock, joined.clone(), limits, &mut { spent })? {
+            let soon = Limits { deadline: limits.deadline.into_iter().chain(patience).min(), ..limits };
+            lock = match Place::join(lock, joined.clone(), soon, &mut { spent })? {
                 Ok(place) => break place,
                 Err(lock) => lock,
             };
-            match self.fatal_signal(signals) {
+            if patience.is_some_and(|at| at <= Instant::now()) {
+                patience = None;
+                let holder = lock::outsiders::holder(&here.proc, &lock.queue);
+                let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|| vec![holder.clone()]));
+                let queue = lock.queue.path().display();
+                self.say.note(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
+            }
+            match fatal(signals) {
                 Some(signal) => return Ok(Err(Ending::Signal(signal))),
-                None if deadline.is_some_and(|at| at <= Instant::now()) => return Ok(Err(self.gave_up(started))),
+                None if limits.deadline.is_some_and(|at| at <= Instant::now()) => {
+                    return Ok(Err(self.gave_up(started)));
+                }
                 None => {}
             }
         };
@@ -366,7 +385,7 @@ impl Run {
                     let _ = signals.catch_stop(&self.inherited);
                 }
                 orphan::wake_guard(&ahead, &here.proc);
-                let who = report::in_the_way(&ahead, &outsiders(place, &here.proc));
+                let who = report::in_the_way(&ahead, &outsiders(&ahead, place, &here.proc));
                 self.say.note(&format!("waiting for lock{who}"));
             };
             let woken = place.wait(self.settings.nonblock, limits, on_wait);
@@ -379,12 +398,14 @@ impl Run {
                     return Ok(Ok(place.hold()));
                 }
                 Ok(Woken::Busy) => {
-                    let who = place.ahead_now().map(|ahead| report::in_the_way(&ahead, &outsiders(&place, &here.proc)));
+                    let who = place
+                        .ahead_now()
+                        .map(|ahead| report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc)));
                     self.say.note(&format!("not waiting for lock{}", who.unwrap_or_default()));
                     Ending::Code(self.settings.conflict_exit_code)
                 }
                 Ok(Woken::TimedOut) => self.gave_up(started),
-                Ok(Woken::Interrupted) => match self.waiter_signal(signals) {
+                Ok(Woken::Interrupted) => match waiter_signal(signals) {
                     None => continue,
                     Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
                     Some(WaiterSignal::Stop) => {
@@ -392,9 +413,7 @@ impl Run {
                         signals::stop_now();
                         match place.resume(limits, &mut { spent }) {
                             Ok(true) => continue,
-                            Ok(false) => {
-                                self.fatal_signal(signals).map_or_else(|| self.gave_up(started), Ending::Signal)
-                            }
+                            Ok(false) => fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal),
                             Err(error) => {
                                 place.leave();
                                 return Err(error.into());
@@ -413,26 +432,21 @@ impl Run {
     }
 
     fn gave_up(&self, started: Instant) -> Ending {
-        self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
+        if self.settings.nonblock {
+            self.say.note("not waiting for lock");
+        } else {
+            self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
+        }
         Ending::Code(self.settings.conflict_exit_code)
     }
 
-    fn waiter_signal(&self, signals: &Signals) -> Option<WaiterSignal> {
-        let mut arrived =
-            signals.drain().into_iter().map(|arrived| arrived.signal).filter(|&signal| signal != libc::SIGCHLD);
-        let first = arrived.next()?;
-        let fatal = [first].into_iter().chain(arrived).find(|&signal| signal != libc::SIGTSTP);
-        Some(fatal.map_or(WaiterSignal::Stop, WaiterSignal::Die))
+    /// What ends every wait before the command starts.
+    fn limits<'a>(&self, signals: &'a Signals, started: Instant) -> Limits<'a> {
+        let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
+        Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
     }
 
-    fn fatal_signal(&self, signals: &Signals) -> Option<i32> {
-        match self.waiter_signal(signals) {
-            Some(WaiterSignal::Die(signal)) => Some(signal),
-            _ => None,
-        }
-    }
-
-    /// With the machine held: deals with orphans, makes the group, and runs the job. `None` if a signal came first.
+    /// With the machine held: deals with orphans, makes the group, and runs the job. `None` if `limits` ended the wait for one.
     fn run_held(
         &self,
         command: &Command,
@@ -440,17 +454,11 @@ impl Run {
         detected: &Detected,
         hold: &Hold,
         signals: &Signals,
+        limits: Limits<'_>,
     ) -> Result<Option<Result<Finished, Error>>, Error> {
         for (seen, record) in hold.dead()? {
-            let ended = orphan::end(
-                &seen,
-                &record,
-                here.cgroup_namespace,
-                &here.boot,
-                &here.mountinfo,
-                signals.fd(),
-                &self.say,
-            );
+            let ended =
+                orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say);
             if !ended {
                 return Ok(None);
             }
@@ -503,8 +511,29 @@ enum WaiterSignal {
     Die(i32),
 }
 
+/// What came for a waiter: whatever ends a program by default wins over ^Z.
+fn waiter_signal(signals: &Signals) -> Option<WaiterSignal> {
+    let arrived: Vec<i32> =
+        signals.drain().iter().map(|arrived| arrived.signal).filter(|&s| s != libc::SIGCHLD).collect();
+    let fatal = arrived.iter().find(|&&signal| signal != libc::SIGTSTP);
+    match (fatal, arrived.is_empty()) {
+        (Some(&signal), _) => Some(WaiterSignal::Die(signal)),
+        (None, false) => Some(WaiterSignal::Stop),
+        (None, true) => None,
+    }
+}
+
+/// A signal that came and ends us.
+fn fatal(signals: &Signals) -> Option<i32> {
+    match waiter_signal(signals) {
+        Some(WaiterSignal::Die(signal)) => Some(signal),
+        _ => None,
+    }
+}
+
 /// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
-fn outsiders(place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
+fn outsiders(ahead: &Ahead, place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
     let own = std::process::id().cast_signed();
-    move || lock::outsiders::outsiders(proc, place.lock_file(), &[own]).unwrap_or_default()
+    let ours: Vec<i32> = ahead.supervisors.iter().copied().chain([own]).collect();
+    move || lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default()
 }

@@ -147,28 +147,48 @@ pub fn create(place: &Place, name: &str) -> Result<Box<dyn JobGroup>, GroupError
     })
 }
 
-/// How many pidfds are open at a time while members are signalled: well below the usual limit of 1024.
+/// How many pidfds are open at a time while members are signalled, where the limit on descriptors cannot be raised:
+/// well below the usual soft limit of 1024.
 const BATCH: usize = 256;
+
+/// Descriptors for everything else.
+const RESERVE: usize = 64;
 
 /// Sends each of `signals` to every member, and returns those that took the first. Members that appear meanwhile
 /// are missed; [`JobGroup::kill`] misses none.
 pub fn signal_members(group: &dyn JobGroup, signals: &[Signal]) -> Vec<i32> {
     let mut signalled = Vec::new();
-    for batch in group.members().chunks(BATCH) {
+    let members = group.members();
+    // One batch for all if that can be had: each one reads the member list again.
+    let batch_size = if members.len() <= BATCH { BATCH } else { descriptors_for(members.len()) };
+    for batch in members.chunks(batch_size) {
         let opened: Vec<(i32, OwnedFd)> = batch.iter().filter_map(|&pid| Some((pid, open_pidfd(pid).ok()?))).collect();
         let mut still = group.members();
         still.sort_unstable();
-        for (pid, fd) in opened {
-            if still.binary_search(&pid).is_ok() && send_all(&fd, signals).is_ok() {
-                signalled.push(pid);
+        let mut reached: Vec<(i32, OwnedFd)> =
+            opened.into_iter().filter(|(pid, _)| still.binary_search(pid).is_ok()).collect();
+        // Signal by signal, so that most are dead, and cost nothing, when the second is sent.
+        for (index, &signal) in signals.iter().enumerate() {
+            reached.retain(|(_, pidfd)| pidfd_send_signal(pidfd, signal).is_ok());
+            if index == 0 {
+                signalled.extend(reached.iter().map(|&(pid, _)| pid));
             }
         }
     }
     signalled
 }
 
-fn send_all(pidfd: &OwnedFd, signals: &[Signal]) -> rustix::io::Result<()> {
-    signals.iter().try_for_each(|&signal| pidfd_send_signal(pidfd, signal))
+/// How many of `wanted` more descriptors may be open at once, after raising our own soft limit. The command has its own,
+/// from before.
+fn descriptors_for(wanted: usize) -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return BATCH };
+    let needed = (wanted + RESERVE) as u64;
+    if soft < needed {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard);
+    }
+    let now = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |(soft, _)| soft);
+    usize::try_from(now).unwrap_or(usize::MAX).saturating_sub(RESERVE).clamp(1, wanted.max(1))
 }
 
 /// A pidfd for a process number from a file. 0 stands for a process of another pid namespace, and 1 is nobody's job.

@@ -12,6 +12,7 @@ use std::path::Path;
 use rustix::process::Signal;
 
 use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, signal_members};
+use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
 
@@ -29,7 +30,9 @@ pub struct Group {
     marker: String,
     /// `None` for a job whose supervisor is dead: only the marker tells its members.
     supervisor: Option<i32>,
-    /// Children of ours that are not members: the guard, and what we had before the job began.
+    /// Children that we had before the job began (`sleep & exec perflock`): nobody's job.
+    inherited: Vec<i32>,
+    /// Guards of ours.
     excluded: Vec<i32>,
 }
 
@@ -41,29 +44,45 @@ impl Group {
     pub fn create(name: &str) -> Result<Self, GroupError> {
         let proc = Proc::default();
         let own = std::process::id().cast_signed();
-        // Children that we were started with (`sleep & exec perflock`) are nobody's job.
-        let excluded = children_of(&snapshot(&proc), own);
+        let inherited = match child::children() {
+            Children::None => Vec::new(),
+            Children::Some => children_of(&snapshot(&proc), own),
+        };
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(FileError::on("become the subreaper of", Path::new("the job")))?;
-        Ok(Self { proc, marker: format!("{MARKER}={name}"), supervisor: Some(own), excluded })
+        Ok(Self { proc, marker: format!("{MARKER}={name}"), supervisor: Some(own), inherited, excluded: Vec::new() })
     }
 
     /// The members of the job `name` whose supervisor is dead.
     pub fn adopt(name: &str) -> Self {
-        Self { proc: Proc::default(), marker: format!("{MARKER}={name}"), supervisor: None, excluded: Vec::new() }
+        Self {
+            proc: Proc::default(),
+            marker: format!("{MARKER}={name}"),
+            supervisor: None,
+            inherited: Vec::new(),
+            excluded: Vec::new(),
+        }
     }
 
     fn living_members(&self) -> Vec<Stat> {
+        let mut members = self.all_members();
+        members.retain(|stat| !matches!(stat.state, 'Z' | 'X'));
+        members
+    }
+
+    /// Those that ended and were not reaped included.
+    fn all_members(&self) -> Vec<Stat> {
         let all = snapshot(&self.proc);
         let own = std::process::id().cast_signed();
         // In the guard, the supervisor is dead when this is asked: its number may have come to mean another process.
         let mut roots = if self.supervisor == Some(own) { children_of(&all, own) } else { Vec::new() };
-        roots.retain(|pid| !self.excluded.contains(pid));
+        let not_ours = |pid: &i32| self.excluded.contains(pid) || self.inherited.contains(pid);
+        roots.retain(|pid| !not_ours(pid));
         let marked = all.iter().filter(|stat| self.proc.environ_has(stat.pid, &self.marker).unwrap_or(false));
         roots.extend(marked.map(|stat| stat.pid));
-        let foreign = |pid: i32| pid == own || self.excluded.contains(&pid);
+        let foreign = |pid: i32| pid == own || not_ours(&pid);
         let members = descendants(&all, roots, foreign);
-        all.into_iter().filter(|stat| members.contains(&stat.pid) && !matches!(stat.state, 'Z' | 'X')).collect()
+        all.into_iter().filter(|stat| members.contains(&stat.pid)).collect()
     }
 }
 
@@ -110,7 +129,16 @@ impl JobGroup for Group {
     }
 
     fn population(&self) -> Population {
-        if self.living_members().is_empty() { Population::Empty } else { Population::Populated }
+        if self.supervisor == Some(std::process::id().cast_signed()) && self.inherited.is_empty() {
+            // Every descendant's line of parents ends at a child of ours, at every moment.
+            return match child::children() {
+                Children::None => Population::Empty,
+                Children::Some => Population::Populated,
+            };
+        }
+        // A chain of short processes can slip through one walk.
+        let none = || self.living_members().is_empty();
+        if none() && none() { Population::Empty } else { Population::Populated }
     }
 
     fn changes(&self) -> Option<BorrowedFd<'_>> {
@@ -122,7 +150,7 @@ impl JobGroup for Group {
     }
 
     fn contains(&self, pid: i32) -> bool {
-        self.members().contains(&pid)
+        self.all_members().iter().any(|stat| stat.pid == pid)
     }
 
     fn kill(&self) -> Result<(), GroupError> {

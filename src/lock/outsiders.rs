@@ -1,9 +1,9 @@
 //! Outsiders: who uses the lock file by plain flock(2), without a ticket.
 
-use super::{LockError, LockFile};
+use super::{LockError, LockFile, Queue};
 use crate::error::FileError;
 use crate::job::Mode;
-use crate::procfs::Proc;
+use crate::procfs::{Flock, Proc};
 
 /// Somebody who holds the lock file or waits for it without a ticket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +27,22 @@ pub struct Outsider {
 pub fn outsiders(proc: &Proc, file: &LockFile, ours: &[i32]) -> Result<Vec<Outsider>, LockError> {
     let (dev, inode) = file.dev_ino()?;
     let locks = proc.flocks(dev, inode).map_err(FileError::on("read", "/proc/locks".as_ref()))?;
-    let others = locks.into_iter().filter(|lock| !ours.contains(&lock.pid));
-    Ok(others
-        .map(|lock| Outsider {
-            pid: lock.pid,
-            uid: proc.uid(lock.pid).ok(),
-            command: proc.cmdline(lock.pid).unwrap_or_default(),
-            mode: if lock.exclusive { Mode::Exclusive } else { Mode::Shared },
-            waiting: lock.waiting,
-        })
-        .collect())
+    Ok(locks.into_iter().filter(|lock| !ours.contains(&lock.pid)).map(|lock| describe(proc, lock)).collect())
+}
+
+/// Who has locked the queue directory, if that can be seen.
+pub fn holder(proc: &Proc, queue: &Queue) -> Option<Outsider> {
+    let directory = rustix::fs::fstat(queue).ok()?;
+    let locks = proc.flocks(directory.st_dev, directory.st_ino).ok()?;
+    locks.into_iter().find(|lock| !lock.waiting).map(|lock| describe(proc, lock))
+}
+
+fn describe(proc: &Proc, lock: Flock) -> Outsider {
+    Outsider {
+        pid: lock.pid,
+        uid: proc.uid(lock.pid).ok(),
+        command: proc.cmdline(lock.pid).unwrap_or_default(),
+        mode: if lock.exclusive { Mode::Exclusive } else { Mode::Shared },
+        waiting: lock.waiting,
+    }
 }

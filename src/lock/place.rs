@@ -1,7 +1,6 @@
 //! A place in the queue, from joining to holding the machine to giving it back.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -12,21 +11,13 @@ use super::ticket::{Change, Joined, Record, Seen, Ticket, whole_file};
 use super::wait::{self, Call, Slept};
 use super::{LockError, queue_directory};
 use crate::job::Mode;
+use crate::poll::Limits;
 
 /// How many tickets ahead are looked at to tell the user who is in the way. Beyond, they are only counted.
 const LOOKED_AT: usize = 64;
 
 /// Asks whether a dead ticket names nothing any more; see [`Queue`].
 pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
-
-/// What can end a wait from outside.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits<'a> {
-    /// Ends the wait when it becomes readable.
-    pub interrupt: BorrowedFd<'a>,
-    /// Ends the wait when it has passed.
-    pub deadline: Option<Instant>,
-}
 
 /// How waiting for the machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +33,16 @@ pub enum Woken {
 }
 
 /// Who is ahead of a waiter, as of the moment it looked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ahead {
     /// How many jobs are in the way.
     pub jobs: usize,
     /// Every one of them was seen alive; false where there were too many to look at.
     pub exact: bool,
-    /// The first job that has the machine.
+    /// The first job that has the machine: ours or the one before us waits for it.
     pub runner: Option<(u32, Record)>,
+    /// The supervisors of the jobs that were looked at, whoever they are.
+    pub supervisors: Vec<i32>,
 }
 
 /// A job in the queue.
@@ -178,20 +171,22 @@ impl Place {
 
     fn ahead(&self, queue: &[Entry]) -> Ahead {
         let me = self.ticket.entry;
-        let ahead: Vec<Entry> =
-            queue.iter().copied().filter(|e| e.number < me.number && e.mode.conflicts_with(me.mode)).collect();
-        let live = ahead.iter().take(LOOKED_AT).filter_map(|&e| self.queue.see(e)).filter(Seen::is_live);
-        let mut jobs = ahead.len().saturating_sub(LOOKED_AT);
+        let conflicting = |e: Entry| e.number < me.number && e.mode.conflicts_with(me.mode);
+        let looked_at = queue.iter().copied().take(LOOKED_AT);
+        // Those too many to look at are counted as if they lived.
+        let mut jobs = queue.iter().skip(LOOKED_AT).filter(|&&entry| conflicting(entry)).count();
         let exact = jobs == 0;
         let mut runner = None;
-        for seen in live {
-            jobs += 1;
-            if runner.is_none() {
-                let record = seen.record().filter(|record| record.granted_usec.is_some());
-                runner = record.map(|record| (seen.uid, record));
+        let mut supervisors = Vec::new();
+        for seen in looked_at.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live) {
+            jobs += usize::from(conflicting(seen.entry));
+            let Some(record) = seen.record() else { continue };
+            supervisors.push(record.joined.pid);
+            if runner.is_none() && record.granted_usec.is_some() {
+                runner = Some((seen.uid, record));
             }
         }
-        Ahead { jobs, exact, runner }
+        Ahead { jobs, exact, runner, supervisors }
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].

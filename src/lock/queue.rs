@@ -21,8 +21,7 @@ use crate::job::{JobId, Mode};
 /// The highest number a ticket may have. A file with a higher one is not a ticket.
 const MAX_NUMBER: u64 = 1 << 62;
 
-/// How many of the oldest tickets a newcomer looks at to clean up. Dead ones are rare (their supervisor and guard
-/// were both killed) and become the oldest in time; looking at all would make joining a long queue slow.
+/// How many tickets a newcomer looks at to clean up. Looking at all would make joining a long queue slow.
 const CLEANED_BY_A_NEWCOMER: usize = 8;
 
 /// The file name of a ticket.
@@ -45,6 +44,18 @@ fn parse_file_name(name: &[u8]) -> Option<Entry> {
     let entry = Entry { number: number.parse().ok()?, mode };
     let one_spelling = file_name(entry).as_bytes() == name;
     (one_spelling && entry.number <= MAX_NUMBER).then_some(entry)
+}
+
+/// The tickets that a newcomer looks at to clean up: half of them the oldest, since dead ones (their supervisor and guard
+/// were both killed) become the oldest in time; half from anywhere, since the oldest may be ones that cannot be removed.
+fn to_clean(entries: &[Entry], anywhere: u64) -> Vec<Entry> {
+    if entries.len() <= CLEANED_BY_A_NEWCOMER {
+        return entries.to_vec();
+    }
+    let half = CLEANED_BY_A_NEWCOMER / 2;
+    let (oldest, rest) = entries.split_at(half);
+    let start = usize::try_from(anywhere % rest.len() as u64).unwrap_or(0);
+    oldest.iter().chain(rest.iter().cycle().skip(start).take(half)).copied().collect()
 }
 
 /// The opened queue directory.
@@ -106,6 +117,7 @@ impl Queue {
         let lock = DirectoryLock { directory: &self.directory };
         match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) if deadline.is_some_and(|at| at <= Instant::now()) => return Ok(None),
             Err(Errno::WOULDBLOCK) => {}
             Err(errno) => return Err(FileError::on("lock", &self.path)(errno).into()),
         }
@@ -152,12 +164,11 @@ impl Queue {
         spent: &mut dyn FnMut(&Seen, &Record) -> bool,
     ) -> Result<Ticket, LockError> {
         let inode = draft.file.metadata().map_err(FileError::on("look at a ticket in", &self.path))?.ino();
-        let entries = self.entries()?;
-        for &entry in entries.iter().take(CLEANED_BY_A_NEWCOMER) {
-            if let Some(seen) = self.see(entry) {
-                self.remove_dead(lock, &seen, spent);
-            }
-        }
+        let mut entries = self.entries()?;
+        let oldest = to_clean(&entries, inode);
+        let mut removed = |&entry: &Entry| self.see(entry).is_some_and(|seen| self.remove_dead(lock, &seen, spent));
+        let gone: Vec<Entry> = oldest.into_iter().filter(|entry| removed(entry)).collect();
+        entries.retain(|entry| !gone.contains(entry));
         let highest = entries.last().copied();
         let mut entry = Entry { number: highest.map_or(0, |last| last.number), mode: joined.mode };
         loop {
@@ -187,21 +198,23 @@ impl Queue {
 
     fn no_number_left(&self, highest: Option<Entry>) -> LockError {
         let entry = highest.unwrap_or(Entry { number: MAX_NUMBER, mode: Mode::Exclusive });
-        let owner = self.see(entry).map_or_else(|| "unknown".to_owned(), |seen| crate::user::name(seen.uid));
+        let found = rustix::fs::statat(&self.directory, file_name(entry), AtFlags::SYMLINK_NOFOLLOW);
+        let owner = found.map_or_else(|_| "unknown".to_owned(), |found| crate::user::name(found.st_uid));
         LockError::NoNumberLeft { path: path_of(&self.path, entry), owner }
     }
 
-    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: &Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) {
+    /// True if the ticket was dead, and is removed.
+    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: &Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) -> bool {
         let own_uid = rustix::process::geteuid().as_raw();
         let permitted = own_uid == 0 || own_uid == seen.uid;
         if !permitted || seen.is_live() {
-            return;
+            return false;
         }
         // A dead ticket without a first line was never published whole: nothing hangs on it.
         let removable = seen.record().is_none_or(|record| spent(seen, &record));
-        if removable && seen.still_named(self.directory.as_fd()) {
-            let _ = rustix::fs::unlinkat(&self.directory, file_name(seen.entry), AtFlags::empty());
-        }
+        removable
+            && seen.still_named(self.directory.as_fd())
+            && rustix::fs::unlinkat(&self.directory, file_name(seen.entry), AtFlags::empty()).is_ok()
     }
 }
 
@@ -254,6 +267,18 @@ mod tests {
         {
             assert_eq!(parse_file_name(name.as_bytes()), None, "{name}");
         }
+    }
+
+    #[test]
+    fn every_ticket_of_a_long_queue_is_cleaned_by_some_newcomer() {
+        let queue: Vec<Entry> = (1..=100).map(|number| Entry { number, mode: Mode::Exclusive }).collect();
+        let mut looked_at: Vec<Entry> = (0..100).flat_map(|inode| to_clean(&queue, inode)).collect();
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        assert_eq!(looked_at, queue);
+        assert_eq!(to_clean(&queue, 95).len(), CLEANED_BY_A_NEWCOMER);
+        assert_eq!(to_clean(&queue[..3], 7), queue[..3]);
+        assert_eq!(to_clean(&[], 7), []);
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode as FileMode, OFlags};
+use rustix::fs::{AtFlags, Gid, Mode as FileMode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::file::{CAREFULLY, LockFile};
@@ -79,7 +79,7 @@ fn group_note(users: Users) -> String {
     }
 }
 
-/// Sets group and mode; false if they were right.
+/// Sets owner, group and mode; false if they were right.
 fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, LockError> {
     let fd = rustix::fs::open(path, CAREFULLY | flags, FileMode::empty()).map_err(FileError::on("open", path))?;
     let file = std::fs::File::from(fd);
@@ -88,11 +88,13 @@ fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, L
         Users::All | Users::Own => metadata.gid(),
         Users::Group(gid) => gid,
     };
-    let right = metadata.mode() & 0o7777 == mode && metadata.gid() == gid;
+    // Whoever owns the file could change its mode: where root sets up, it is root's.
+    let uid = if rustix::process::geteuid().is_root() { 0 } else { metadata.uid() };
+    let right = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (mode, uid, gid);
     if !right {
-        let group = Some(Gid::from_raw(gid));
-        rustix::fs::chownat(&file, "", None, group, AtFlags::EMPTY_PATH)
-            .map_err(FileError::on("set the group of", path))?;
+        let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(&file, "", owner, group, AtFlags::EMPTY_PATH)
+            .map_err(FileError::on("set the owner of", path))?;
         rustix::fs::fchmod(&file, FileMode::from_raw_mode(mode)).map_err(FileError::on("set the mode of", path))?;
     }
     Ok(!right)

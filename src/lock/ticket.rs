@@ -30,8 +30,11 @@ pub const FORMAT: u32 = 1;
 /// No ticket is larger; a larger file is not one.
 const MAX_SIZE: u64 = 64 * 1024;
 
-/// How much of the command line a ticket keeps.
+/// How much of the command line a ticket keeps. In JSON a control character takes six bytes.
 const MAX_COMMAND: usize = 4096;
+
+/// How much of a message a ticket keeps.
+const MAX_MESSAGE: usize = 1024;
 
 /// The first line of a ticket: who joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +69,7 @@ impl Joined {
         let mut kept = Vec::new();
         for word in argv {
             if word.len() >= left {
-                let end = (0..=left).rev().find(|&i| word.is_char_boundary(i)).unwrap_or(0);
-                kept.push(format!("{}…", &word[..end]));
+                kept.push(fit(word, left));
                 break;
             }
             left -= word.len() + 1;
@@ -75,6 +77,19 @@ impl Joined {
         }
         kept
     }
+
+    /// A message as far as it fits into a record.
+    pub fn fit_message(message: &str) -> String {
+        fit(message, MAX_MESSAGE)
+    }
+}
+
+fn fit(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let end = (0..=bytes).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    format!("{}…", &text[..end])
 }
 
 /// A later line of a ticket: what changed.

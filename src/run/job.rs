@@ -2,14 +2,14 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::{Error, Run};
+use super::{Error, Run, fatal};
 use crate::cgroup::{JobGroup, Population};
 use crate::lock::{Change, Hold};
 use crate::report;
 use crate::supervisor::command::Command;
 use crate::supervisor::guard::{Guard, until_empty};
 use crate::supervisor::signals::Signals;
-use crate::supervisor::spawn::{self, Main};
+use crate::supervisor::spawn::{self, Main, SpawnError};
 use crate::supervisor::step::News;
 use crate::supervisor::{Notice, Outcome, Supervisor};
 
@@ -78,12 +78,22 @@ impl Job<'_> {
         let guard = start_guard(group).map_err(Error::system("start the guard"))?;
         group.exclude(guard.pid);
         self.record(&Change::Guard { pid: guard.pid });
-        match spawn::spawn(self.command, &self.run.inherited, group.maker(), variables) {
+        let main = loop {
+            // Before there is a command to forward it to, a signal ends us.
+            if let Some(signal) = fatal(self.signals) {
+                break Err(Error::Signalled(signal));
+            }
+            match spawn::spawn(self.command, &self.run.inherited, self.signals, group.maker(), variables) {
+                Err(SpawnError::Signalled) => {}
+                other => break other.map_err(Error::from),
+            }
+        };
+        match main {
             Ok(main) => Ok((guard, main)),
             Err(error) => {
                 guard.end();
                 guard.reap();
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -6,15 +6,16 @@
 //! group, waits until it is empty, removes it and the ticket, and lets the lock go by exiting: never before.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use nix::unistd::{ForkResult, fork};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::spawn::BlockedSignals;
 use crate::cgroup::{JobGroup, Population};
+use crate::child;
+use crate::poll::Limits;
 
 /// The process's name, as ps(1) and top(1) show it.
 const NAME: &std::ffi::CStr = c"perflock-guard";
@@ -36,17 +37,12 @@ impl Guard {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;
-        // SAFETY: perflock has one thread here (the lock's helper was joined), so the child's memory is as
-        // consistent as ours and it may allocate.
-        match unsafe { fork() }? {
-            ForkResult::Parent { child } => {
+        match fork()? {
+            Some((pid, pidfd)) => {
                 drop(blocked);
-                let pid = child.as_raw();
-                // The child is ours and not reaped, so its number is its own.
-                let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-                Ok(Self { pid, pidfd: pidfd_open(raw, PidfdFlags::empty())? })
+                Ok(Self { pid, pidfd })
             }
-            ForkResult::Child => {
+            None => {
                 let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
                 kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
                 kept.push(supervisor.as_raw_fd());
@@ -73,7 +69,28 @@ impl Guard {
 
     /// Reaps the guard after [`Guard::end`], waiting for that if need be.
     pub fn reap(self) {
-        super::reap(self.pid);
+        child::reap(self.pid);
+    }
+}
+
+/// A fork whose end sends no SIGCHLD, so that it is not among the children that a job's orphans are told from: see
+/// [`child`]. `None` in the child.
+fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: clone_args is plain integers; zero means "not used" for each, and for the exit signal "none".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    // SAFETY: without CLONE_VM this is a fork. perflock has one thread here (the lock's helper was joined), so the child's
+    // memory is as consistent as ours, and it may allocate.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => {
+            // SAFETY: the kernel stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some((i32::try_from(pid).map_err(io::Error::other)?, pidfd)))
+        }
     }
 }
 
@@ -119,9 +136,9 @@ fn watch(group: &dyn JobGroup, supervisor: BorrowedFd<'_>) {
 }
 
 /// Kills the group, if `kill` says so, again and again until it is empty; else waits for that. Sleeps in between:
-/// 50 µs at first, since most groups die at once, then until the kernel reports a change. False if `interrupt` became
-/// readable first.
-pub fn until_empty(group: &dyn JobGroup, kill: bool, interrupt: Option<BorrowedFd<'_>>) -> bool {
+/// 50 µs at first, since most groups die at once, then until the kernel reports a change. False if `limits` ended the
+/// wait.
+pub fn until_empty(group: &dyn JobGroup, kill: bool, limits: Option<Limits<'_>>) -> bool {
     let longest = Duration::from_secs(1);
     let mut pause = if kill { Duration::from_micros(50) } else { longest };
     loop {
@@ -135,10 +152,15 @@ pub fn until_empty(group: &dyn JobGroup, kill: bool, interrupt: Option<BorrowedF
         let notices = group.changes();
         // Where the kernel reports changes and nothing has to be killed again, there is nothing to look for.
         let again = if kill || notices.is_none() { Some(Instant::now() + pause) } else { None };
+        let deadline = limits.and_then(|limits| limits.deadline);
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return false;
+        }
+        let again = again.into_iter().chain(deadline).min();
         let mut fds: Vec<PollFd<'_>> = notices.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)).collect();
-        fds.extend(interrupt.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(limits.map(|limits| PollFd::new(limits.interrupt, PollFlags::POLLIN)));
         let slept = crate::poll::until(&mut fds, again);
-        if interrupt.is_some() && slept.is_ok() && fds.last().and_then(PollFd::any) == Some(true) {
+        if limits.is_some() && slept.is_ok() && fds.last().and_then(PollFd::any) == Some(true) {
             return false;
         }
         pause = (pause * 2).min(longest);

@@ -25,6 +25,7 @@ pub mod signals;
 pub mod spawn;
 pub mod step;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::{JobGroup, Usage, signal_members};
+use crate::child::{self, Exit};
 use crate::procfs::Proc;
 use guard::Guard;
 use signals::Signals;
@@ -48,15 +50,6 @@ const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_m
 
 /// How long the group is looked at that often. Then its notices are slept on.
 const LOOKS_OFTEN_FOR: Duration = Duration::from_millis(20);
-
-/// How the main process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It exited with this code.
-    Code(i32),
-    /// It died of this signal.
-    Signal(i32),
-}
 
 /// A process that was ended when the job gave the machine back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +136,7 @@ impl Supervisor<'_> {
                 }
             }
             if ready.main && exit.is_none() {
-                exit = Some(wait_for(main.pid)?);
+                exit = Some(child::wait_for(main.pid)?);
                 wall = main.started.elapsed();
                 self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
             }
@@ -151,7 +144,7 @@ impl Supervisor<'_> {
                 guards += 1;
                 self.replace_guard(guards);
             }
-            reap_orphans(&[main.pid, self.guard.as_ref().map_or(0, |guard| guard.pid)]);
+            child::reap_orphans(main.pid);
             let event = if machine.looks() {
                 looks.looked(main.started.elapsed());
                 Event::Looked(self.group.population())
@@ -160,7 +153,7 @@ impl Supervisor<'_> {
             };
             self.feed(&mut machine, main, event, &mut leftovers);
             if let (true, Some(exit)) = (machine.done(), exit) {
-                let (leftovers, leftover_count) = (leftovers.named, leftovers.count);
+                let (leftover_count, leftovers) = (leftovers.count(), leftovers.named);
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
                 // by the time it is reaped.
@@ -199,20 +192,17 @@ impl Supervisor<'_> {
                     }
                 }
                 Act::Terminate => {
-                    let found = if main_ended { self.living() } else { Leftover::default() };
+                    if main_ended {
+                        self.remember(leftovers, None);
+                    }
                     // A stopped process takes TERM only when it goes on.
                     signal_members(self.group, &[Signal::TERM, Signal::CONT]);
-                    if main_ended {
-                        *leftovers = found;
-                    }
                 }
                 Act::Kill => {
-                    if leftovers.count == 0 {
-                        *leftovers = self.living();
-                        leftovers.named.retain(|ended| ended.pid != main.pid);
-                        if !main_ended {
-                            leftovers.count = leftovers.count.saturating_sub(1);
-                        }
+                    // Those born since the TERM as well; after the first kill nobody is born.
+                    if !leftovers.killed {
+                        self.remember(leftovers, (!main_ended).then_some(main.pid));
+                        leftovers.killed = true;
                     }
                     if let Err(error) = self.group.kill() {
                         (self.notice)(Notice::CannotKill(error.to_string()));
@@ -220,24 +210,33 @@ impl Supervisor<'_> {
                 }
                 Act::Tell(news) => {
                     let living = match news {
-                        News::TimeLimit | News::Releasing => Leftover::default(),
-                        _ => self.living(),
+                        News::TimeLimit | News::Releasing => (Vec::new(), 0),
+                        _ => {
+                            let members = self.group.members();
+                            (named(members.iter().copied()), members.len())
+                        }
                     };
-                    (self.notice)(Notice::News(news, living.named, living.count));
+                    (self.notice)(Notice::News(news, living.0, living.1));
                 }
             }
         }
     }
 
-    fn living(&self) -> Leftover {
-        let proc = Proc::default();
-        let members = self.group.members();
-        let named = members.iter().filter_map(|&pid| Some(Ended { pid, name: proc.stat(pid).ok()?.comm }));
-        Leftover { named: named.take(NAMED).collect(), count: members.len() }
+    /// Adds the members that live now to those that are being ended. The latest come first: they resist the most.
+    fn remember(&self, leftovers: &mut Leftover, except: Option<i32>) {
+        let members = self.group.members().into_iter().filter(|&pid| Some(pid) != except);
+        let new: Vec<i32> = members.filter(|pid| !leftovers.pids.contains(pid)).collect();
+        let before = std::mem::take(&mut leftovers.named);
+        leftovers.named = named(new.iter().copied()).into_iter().chain(before).take(NAMED).collect();
+        leftovers.pids.extend(new);
+        // With the main process still there, the group was populated by it at least.
+        leftovers.seen |= except.is_none();
     }
 
     fn origin(&self, signal: signals::Arrived) -> Origin {
         match signal.sender {
+            // A hang-up is told to the session's leader alone: the command, which would have been it, must hear of it.
+            _ if signal.signal == libc::SIGHUP && signal.from_kernel && leads_session() => Origin::Outside,
             _ if signal.from_kernel => Origin::Terminal,
             Some(pid) if self.group.contains(pid) => Origin::Member,
             _ => Origin::Outside,
@@ -262,16 +261,35 @@ impl Supervisor<'_> {
     }
 }
 
+fn leads_session() -> bool {
+    nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::getpid())
+}
+
 fn push<'a>(fds: &mut Vec<PollFd<'a>>, fd: PollFd<'a>) -> usize {
     fds.push(fd);
     fds.len() - 1
+}
+
+/// The first few of these processes by name; one that ended meanwhile has none.
+fn named(pids: impl Iterator<Item = i32>) -> Vec<Ended> {
+    let proc = Proc::default();
+    pids.filter_map(|pid| Some(Ended { pid, name: proc.stat(pid).ok()?.comm })).take(NAMED).collect()
 }
 
 /// Members that are being ended.
 #[derive(Default)]
 struct Leftover {
     named: Vec<Ended>,
-    count: usize,
+    pids: HashSet<i32>,
+    /// They were looked for, since the group was populated; they may have ended before they could be named.
+    seen: bool,
+    killed: bool,
+}
+
+impl Leftover {
+    fn count(&self) -> usize {
+        self.pids.len().max(usize::from(self.seen && self.killed))
+    }
 }
 
 /// When to look at the group next.
@@ -298,50 +316,5 @@ impl Looks {
         // Without notices the children that come home to us report by SIGCHLD; only what they leave without a
         // parent that is ours has to be looked for.
         (!notices).then_some(self.last + Duration::from_secs(1))
-    }
-}
-
-/// Waits for a child of ours and reaps it.
-fn wait_for(pid: i32) -> io::Result<Exit> {
-    match wait_child(libc::P_PID, pid.cast_unsigned(), libc::WEXITED)? {
-        Some((_, exit)) => Ok(exit),
-        None => Err(io::ErrorKind::NotFound.into()),
-    }
-}
-
-/// Reaps a child that ended or is about to.
-fn reap(pid: i32) {
-    // Nobody else reaps our children, so it cannot be gone.
-    let _ = wait_for(pid);
-}
-
-/// Reaps every child that ended, up to the first of `except`. Only where orphans come home to us are there any.
-fn reap_orphans(except: &[i32]) {
-    let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    while let Ok(Some((pid, _))) = wait_child(libc::P_ALL, 0, look) {
-        if except.contains(&pid) || wait_for(pid).is_err() {
-            return;
-        }
-    }
-}
-
-/// waitid(2) by libc: nix knows no death by a real-time signal, and rustix does not say whose status it is.
-fn wait_child(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(i32, Exit)>> {
-    loop {
-        // SAFETY: siginfo_t is plain data; zero in its pid is how "nobody yet" is told under WNOHANG.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `info` is a valid place for the answer.
-        if unsafe { libc::waitid(kind, id, &raw mut info, options) } == -1 {
-            match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => continue,
-                error => return Err(error),
-            }
-        }
-        // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes.
-        let pid = unsafe { info.si_pid() };
-        // SAFETY: as above.
-        let status = unsafe { info.si_status() };
-        let exit = if info.si_code == libc::CLD_EXITED { Exit::Code(status) } else { Exit::Signal(status) };
-        return Ok((pid != 0).then_some((pid, exit)));
     }
 }

@@ -67,6 +67,13 @@ impl Signals {
         self.pipe.as_fd()
     }
 
+    /// Whether a signal came that was not drained yet. Async-signal-safe: a child that is about to execute asks.
+    pub(super) fn pending(&self) -> bool {
+        let mut fd = libc::pollfd { fd: self.pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd; a timeout of zero does not sleep.
+        unsafe { libc::poll(&raw mut fd, 1, 0) == 1 }
+    }
+
     /// Everything that came since the last call, in order.
     pub fn drain(&self) -> Vec<Arrived> {
         let mut arrived = Vec::new();

@@ -7,9 +7,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+
 use super::command::Command;
 use super::inherit::Inherited;
+use super::signals::Signals;
 use crate::cgroup::Maker;
+use crate::child;
 
 /// `linux/sched.h`; libc's constants of these names are 32 bits wide and overflow.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
@@ -32,6 +36,9 @@ pub enum SpawnError {
     /// The process could not be made.
     #[error("cannot start a process for the command: {}", crate::error::reason(.0))]
     Fork(#[source] io::Error),
+    /// A signal came first: the command was not executed.
+    #[error("a signal came before the command was started")]
+    Signalled,
     /// The process was made, but the command could not be executed.
     #[error("cannot run {name}: {}", crate::error::reason(.source))]
     Exec {
@@ -60,11 +67,16 @@ struct Child<'a> {
     envp: Pointers,
     /// For a script without `#!`: `/bin/sh FILE ARG…`, with room for the file's name.
     script_argv: Pointers,
-    /// Why nothing could be executed; 0 otherwise. In memory that both processes share.
-    errno: &'a AtomicI32,
+    /// Signals for the supervisor.
+    signals: &'a Signals,
+    /// Why nothing was executed: an errno, or [`SIGNALLED`]; 0 otherwise. In memory that both processes share.
+    failure: &'a AtomicI32,
 }
 
 const SHELL: &CStr = c"/bin/sh";
+
+/// No errno: a signal came before the child was born.
+const SIGNALLED: i32 = -1;
 
 /// Makes the command's first process and waits until it has executed the command, or could not.
 ///
@@ -73,6 +85,7 @@ const SHELL: &CStr = c"/bin/sh";
 pub fn spawn(
     command: &Command,
     inherited: &Inherited,
+    signals: &Signals,
     maker: Maker<'_>,
     changes: &[(&str, String)],
 ) -> Result<Main, SpawnError> {
@@ -89,19 +102,25 @@ pub fn spawn(
     let mut script_argv = Pointers(vec![SHELL.as_ptr(), ptr::null()]);
     script_argv.0.extend(&argv.0[1.min(argv.0.len() - 1)..]);
     let shared = SharedWord::new().map_err(SpawnError::Fork)?;
-    let errno = shared.word();
+    let failure = shared.word();
     let envp = Pointers::to(environment.iter());
-    let mut child = Child { command, inherited, argv, envp, script_argv, errno };
-    // Blocked from before the clone until the child has set everything as it was: a signal for the whole terminal
-    // must not meet the child half made.
-    let blocked = BlockedSignals::all().map_err(SpawnError::Fork)?;
+    let mut child = Child { command, inherited, argv, envp, script_argv, signals, failure };
+    // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
+    // until the child has set everything as it was. All other signals stay open, so that none is lost. One that comes
+    // before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
+    // later one for the whole process group reaches the child too (fork.c, copy_process).
+    let blocked = BlockedSignals::stopping().map_err(SpawnError::Fork)?;
     let cloned = clone(into, &mut child);
     drop(blocked);
     let (pid, pidfd) = cloned.map_err(SpawnError::Fork)?;
-    match errno.load(Ordering::SeqCst) {
+    match failure.load(Ordering::SeqCst) {
         0 => Ok(Main { pid, pidfd, started: Instant::now() }),
+        SIGNALLED => {
+            child::reap(pid);
+            Err(SpawnError::Signalled)
+        }
         errno => {
-            super::reap(pid);
+            child::reap(pid);
             let name = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let source = io::Error::from_raw_os_error(errno);
             Err(SpawnError::Exec { name: crate::text::escape(&name), source })
@@ -113,9 +132,13 @@ pub fn spawn(
 extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     // SAFETY: `clone` gives a valid pointer, and the parent sleeps until this process has executed or ended.
     let child = unsafe { &mut *child };
-    child.inherited.restore();
-    let errno = exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv);
-    child.errno.store(errno, Ordering::SeqCst);
+    let failure = if child.signals.pending() {
+        SIGNALLED
+    } else {
+        child.inherited.restore();
+        exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
+    };
+    child.failure.store(failure, Ordering::SeqCst);
     // SAFETY: ends the child at once; nothing of the supervisor's is flushed or dropped.
     unsafe { libc::_exit(127) }
 }
@@ -187,7 +210,7 @@ fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = directory.as_raw_fd() as u64;
     }
-    // SAFETY: both kinds of child run `child_main` alone, which is async-signal-safe, with every signal blocked; with
+    // SAFETY: both kinds of child run `child_main` alone, which is async-signal-safe, and have no handlers; with
     // CLONE_VFORK we sleep until it has left, so it does not outlive what it borrows.
     #[cfg(target_arch = "x86_64")]
     let pid = unsafe { clone_sharing(&mut args, child) };
@@ -206,7 +229,7 @@ fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32
 /// again as everything else that is done for it. Returns its pid, or a negated errno.
 ///
 /// # Safety
-/// `args` asks for `CLONE_VFORK`, and every signal is blocked.
+/// `args` asks for `CLONE_VFORK` and `CLONE_CLEAR_SIGHAND`: handlers must not run in our memory beside us.
 #[cfg(target_arch = "x86_64")]
 unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
     // `u128` for the alignment that the ABI asks of a stack. The child needs little: it calls the C library's thinnest
@@ -243,7 +266,7 @@ unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i
 /// Makes a child in a copy of our memory, on the copy of our stack. Returns its pid, or a negated errno.
 ///
 /// # Safety
-/// Every signal is blocked.
+/// `args` asks for `CLONE_VFORK`: the child uses what `child` borrows.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 unsafe fn clone_copying(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
     // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
@@ -254,14 +277,22 @@ unsafe fn clone_copying(args: &mut libc::clone_args, child: &mut Child<'_>) -> i
     }
 }
 
-/// Every signal blocked, until dropped.
-pub(super) struct BlockedSignals(nix::sys::signal::SigSet);
+/// Signals blocked until this is dropped.
+pub(super) struct BlockedSignals(SigSet);
 
 impl BlockedSignals {
     pub(super) fn all() -> io::Result<Self> {
-        use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+        Self::block(SigSet::all())
+    }
+
+    /// Those that stop a process by default, and can be blocked.
+    fn stopping() -> io::Result<Self> {
+        Self::block([Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().collect())
+    }
+
+    fn block(set: SigSet) -> io::Result<Self> {
         let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
+        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
         Ok(Self(before))
     }
 }
@@ -276,12 +307,17 @@ impl Drop for BlockedSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::{Exit, wait_for};
+    use crate::child::{Exit, wait_for};
     use std::ffi::OsString;
 
     fn command(argv: &[&str]) -> Command {
         let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
         Command::look_up(&argv, Some("/usr/bin:/bin".as_ref())).unwrap()
+    }
+
+    /// Handlers for signals that nobody sends here.
+    fn signals() -> Signals {
+        Signals::install(&inherited(), false).unwrap()
     }
 
     fn inherited() -> Inherited {
@@ -291,13 +327,13 @@ mod tests {
     #[test]
     fn a_command_runs_with_its_arguments_and_variables() {
         let command = command(&["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"]);
-        let main = spawn(&command, &inherited(), Maker::Marked("M=1"), &[("A", "b".to_owned())]).unwrap();
+        let main = spawn(&command, &inherited(), &signals(), Maker::Marked("M=1"), &[("A", "b".to_owned())]).unwrap();
         assert_eq!(wait_for(main.pid).unwrap(), Exit::Code(7));
     }
 
     #[test]
     fn what_cannot_be_executed_comes_back_with_its_reason() {
-        match spawn(&command(&["/nonexistent/program"]), &inherited(), Maker::Marked("M=1"), &[]) {
+        match spawn(&command(&["/nonexistent/program"]), &inherited(), &signals(), Maker::Marked("M=1"), &[]) {
             Err(SpawnError::Exec { name, source }) => {
                 assert_eq!((&*name, source.raw_os_error()), ("/nonexistent/program", Some(libc::ENOENT)));
             }
@@ -307,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_child_in_a_copy_of_our_memory_reports_as_well() {
-        let inherited = inherited();
+        let (inherited, signals) = (inherited(), signals());
         for (argv, failure) in [(["/bin/true"], 0), (["/nonexistent/program"], libc::ENOENT)] {
             let command = command(&argv);
             let shared = SharedWord::new().unwrap();
@@ -318,16 +354,15 @@ mod tests {
                 argv: Pointers::to(command.argv.iter()),
                 envp: Pointers::to(environment.iter()),
                 script_argv: Pointers(vec![SHELL.as_ptr(), ptr::null(), ptr::null()]),
-                errno: shared.word(),
+                signals: &signals,
+                failure: shared.word(),
             };
             // SAFETY: clone_args is plain integers; zero means "not used" for each.
             let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
             args.flags = libc::CLONE_VFORK as u64 | CLONE_CLEAR_SIGHAND;
             args.exit_signal = libc::SIGCHLD as u64;
-            let blocked = BlockedSignals::all().unwrap();
-            // SAFETY: every signal is blocked.
+            // SAFETY: CLONE_VFORK is asked for.
             let pid = unsafe { clone_copying(&mut args, &mut child) };
-            drop(blocked);
             let exit = if failure == 0 { Exit::Code(0) } else { Exit::Code(127) };
             assert_eq!(wait_for(i32::try_from(pid).unwrap()).unwrap(), exit);
             assert_eq!(shared.word().load(Ordering::SeqCst), failure);

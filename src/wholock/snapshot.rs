@@ -33,6 +33,8 @@ pub enum State {
     StoppedWaiter,
     /// Supervisor and guard are dead; members live.
     Orphan,
+    /// Supervisor and guard are dead; whether members live only its owner and root can see.
+    MaybeOrphan,
 }
 
 /// One job.
@@ -128,11 +130,11 @@ impl Snapshot {
 
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
-        let by_group = proc.cgroup_v2(pid).ok().and_then(|path| JobId::in_group_path(&path));
+        let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();
         let has = |entry: &str| proc.environ_has(pid, entry).unwrap_or(false);
         self.jobs().find(|job| {
             let name = job.id.group_name();
-            Some(job.id) == by_group
+            by_group.contains(&job.id)
                 || job.keepers.contains(&pid)
                 || has(&format!("{}={name}", subreaper::MARKER))
                 || has(&format!("{}={}", nested::VARIABLE, job.id))
@@ -182,6 +184,8 @@ impl View<'_> {
                 Life::Dead => {
                     if record.stopped && self.supervisor_state(&record).is_some() {
                         snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter));
+                    } else if self.same_machine_view(&record) && orphan::is_hidden(seen, &record) {
+                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan));
                     } else if self.same_machine_view(&record) {
                         let group = orphan::group_of(seen, &record, &self.mountinfo);
                         if group.is_some_and(|group| group.population() == Population::Populated) {

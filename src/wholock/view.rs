@@ -50,6 +50,7 @@ fn row(job: &Job) -> Row {
         State::WaitingFor(number) => format!("waiting for {number}"),
         State::Waiting => "waiting".to_owned(),
         State::Orphan => "orphan".to_owned(),
+        State::MaybeOrphan => "orphan?".to_owned(),
     };
     let command = text::command_line(&job.command);
     let command = match &job.message {
