@@ -147,33 +147,70 @@ pub fn create(place: &Place, name: &str) -> Result<Box<dyn JobGroup>, GroupError
     })
 }
 
-/// How many pidfds are open at a time while members are signalled, where the limit on descriptors cannot be raised:
-/// well below the usual soft limit of 1024.
+/// How many pidfds are open at a time where the limit on descriptors cannot be raised: well below the usual soft limit
+/// of 1024.
 const BATCH: usize = 256;
 
 /// Descriptors for everything else.
 const RESERVE: usize = 64;
 
-/// Sends each of `signals` to every member, and returns those that took the first. Members that appear meanwhile
-/// are missed; [`JobGroup::kill`] misses none.
-pub fn signal_members(group: &dyn JobGroup, signals: &[Signal]) -> Vec<i32> {
-    let mut signalled = Vec::new();
-    let members = group.members();
-    // One batch for all if that can be had: each one reads the member list again.
-    let batch_size = if members.len() <= BATCH { BATCH } else { descriptors_for(members.len()) };
-    for batch in members.chunks(batch_size) {
-        let opened: Vec<(i32, OwnedFd)> = batch.iter().filter_map(|&pid| Some((pid, open_pidfd(pid).ok()?))).collect();
-        let mut still = group.members();
-        still.sort_unstable();
-        let mut reached: Vec<(i32, OwnedFd)> =
-            opened.into_iter().filter(|(pid, _)| still.binary_search(pid).is_ok()).collect();
+/// Members, each by a pidfd that was opened after it was listed. Whoever is listed once more is who the pidfd means.
+#[derive(Debug, Default)]
+pub struct OpenedMembers(Vec<(i32, OwnedFd)>);
+
+impl OpenedMembers {
+    /// Opens the members that live now, as many as may be open at once.
+    pub fn open(group: &dyn JobGroup) -> Self {
+        let members = group.members();
+        let fit = descriptors_for(members.len());
+        Self::of(members.get(..fit).unwrap_or(&members))
+    }
+
+    fn of(pids: &[i32]) -> Self {
+        Self(pids.iter().filter_map(|&pid| Some((pid, open_pidfd(pid).ok()?))).collect())
+    }
+
+    /// Sends every signal to those that are still members.
+    fn send(mut self, still: &[i32], signals: &[Signal]) -> Signalled {
+        self.0.retain(|(pid, _)| still.binary_search(pid).is_ok());
+        let mut took = Vec::new();
         // Signal by signal, so that most are dead, and cost nothing, when the second is sent.
         for (index, &signal) in signals.iter().enumerate() {
-            reached.retain(|(_, pidfd)| pidfd_send_signal(pidfd, signal).is_ok());
+            self.0.retain(|(_, pidfd)| pidfd_send_signal(pidfd, signal).is_ok());
             if index == 0 {
-                signalled.extend(reached.iter().map(|&(pid, _)| pid));
+                took.extend(self.0.iter().map(|&(pid, _)| pid));
             }
         }
+        Signalled { pids: took, pidfds: self.0.into_iter().map(|(_, pidfd)| pidfd).collect() }
+    }
+}
+
+/// Who was signalled.
+#[derive(Debug, Default)]
+pub struct Signalled {
+    /// Members that took the first signal.
+    pub pids: Vec<i32>,
+    /// Their pidfds, as far as they lived until the last. To drop them closes them, and for thousands that takes time.
+    pub pidfds: Vec<OwnedFd>,
+}
+
+/// The members that can be listed now, in order.
+pub fn sorted_members(group: &dyn JobGroup) -> Vec<i32> {
+    let mut members = group.members();
+    members.sort_unstable();
+    members
+}
+
+/// Sends each of `signals` to the members that [`sorted_members`] has just `listed`. Who was `opened` before that is reached at once. Members that appear meanwhile are missed;
+/// [`JobGroup::kill`] misses none.
+pub fn signal_members(group: &dyn JobGroup, opened: OpenedMembers, listed: &[i32], signals: &[Signal]) -> Signalled {
+    let mut signalled = opened.send(listed, signals);
+    signalled.pids.sort_unstable();
+    let missed = |pid: &i32| signalled.pids.binary_search(pid).is_err();
+    let others: Vec<i32> = listed.iter().copied().filter(missed).collect();
+    for batch in others.chunks(descriptors_for(others.len())) {
+        let more = OpenedMembers::of(batch).send(&sorted_members(group), signals);
+        signalled.pids.extend(more.pids);
     }
     signalled
 }
@@ -181,6 +218,9 @@ pub fn signal_members(group: &dyn JobGroup, signals: &[Signal]) -> Vec<i32> {
 /// How many of `wanted` more descriptors may be open at once, after raising our own soft limit. The command has its own,
 /// from before.
 fn descriptors_for(wanted: usize) -> usize {
+    if wanted <= BATCH {
+        return BATCH;
+    }
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return BATCH };
     let needed = (wanted + RESERVE) as u64;

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, signal_members};
+use super::{Backend, GroupError, JobGroup, Maker, OpenedMembers, Population, Usage, signal_members, sorted_members};
 use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
@@ -62,6 +62,10 @@ impl Group {
             inherited: Vec::new(),
             excluded: Vec::new(),
         }
+    }
+
+    fn signal(&self, signal: Signal) -> usize {
+        signal_members(self, OpenedMembers::default(), &sorted_members(self), &[signal]).pids.len()
     }
 
     fn living_members(&self) -> Vec<Stat> {
@@ -157,13 +161,13 @@ impl JobGroup for Group {
         // Stopped processes do not fork: once a walk finds nobody new, killing misses nobody.
         let mut stopped = 0;
         for _ in 0..STOP_ROUNDS {
-            let found = signal_members(self, &[Signal::STOP]).len();
+            let found = self.signal(Signal::STOP);
             if found <= stopped {
                 break;
             }
             stopped = found;
         }
-        signal_members(self, &[Signal::KILL]);
+        self.signal(Signal::KILL);
         Ok(())
     }
 

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::cgroup::{JobGroup, Usage, signal_members};
+use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members, sorted_members};
 use crate::child::{self, Exit};
 use crate::procfs::Proc;
 use guard::Guard;
@@ -50,6 +50,9 @@ const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_m
 
 /// How long the group is looked at that often. Then its notices are slept on.
 const LOOKS_OFTEN_FOR: Duration = Duration::from_millis(20);
+
+/// The same after members were signalled: most die at once, and the machine is free when the last of them is gone.
+const DIE_WITHIN: Duration = Duration::from_millis(500);
 
 /// A process that was ended when the job gave the machine back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +149,7 @@ impl Supervisor<'_> {
             }
             child::reap_orphans(main.pid);
             let event = if machine.looks() {
-                looks.looked(main.started.elapsed());
+                looks.looked(main.started.elapsed(), leftovers.ended_at);
                 Event::Looked(self.group.population())
             } else {
                 Event::Time
@@ -191,17 +194,24 @@ impl Supervisor<'_> {
                         let _ = pidfd_send_signal(&main.pidfd, signal);
                     }
                 }
+                Act::Prepare => leftovers.opened = OpenedMembers::open(self.group),
                 Act::Terminate => {
+                    leftovers.ended_at = Some(main.started.elapsed());
+                    let opened = std::mem::take(&mut leftovers.opened);
+                    let members = sorted_members(self.group);
                     if main_ended {
-                        self.remember(leftovers, None);
+                        leftovers.add(&members, None);
                     }
                     // A stopped process takes TERM only when it goes on.
-                    signal_members(self.group, &[Signal::TERM, Signal::CONT]);
+                    let signalled = signal_members(self.group, opened, &members, &[Signal::TERM, Signal::CONT]);
+                    // Closed when we exit, which is soon: closing thousands would hold up the machine's release.
+                    std::mem::forget(signalled.pidfds);
                 }
                 Act::Kill => {
                     // Those born since the TERM as well; after the first kill nobody is born.
                     if !leftovers.killed {
-                        self.remember(leftovers, (!main_ended).then_some(main.pid));
+                        leftovers.ended_at = Some(main.started.elapsed());
+                        leftovers.add(&self.group.members(), (!main_ended).then_some(main.pid));
                         leftovers.killed = true;
                     }
                     if let Err(error) = self.group.kill() {
@@ -220,17 +230,6 @@ impl Supervisor<'_> {
                 }
             }
         }
-    }
-
-    /// Adds the members that live now to those that are being ended. The latest come first: they resist the most.
-    fn remember(&self, leftovers: &mut Leftover, except: Option<i32>) {
-        let members = self.group.members().into_iter().filter(|&pid| Some(pid) != except);
-        let new: Vec<i32> = members.filter(|pid| !leftovers.pids.contains(pid)).collect();
-        let before = std::mem::take(&mut leftovers.named);
-        leftovers.named = named(new.iter().copied()).into_iter().chain(before).take(NAMED).collect();
-        leftovers.pids.extend(new);
-        // With the main process still there, the group was populated by it at least.
-        leftovers.seen |= except.is_none();
     }
 
     fn origin(&self, signal: signals::Arrived) -> Origin {
@@ -284,9 +283,23 @@ struct Leftover {
     /// They were looked for, since the group was populated; they may have ended before they could be named.
     seen: bool,
     killed: bool,
+    opened: OpenedMembers,
+    /// When they were last sent a signal.
+    ended_at: Option<Duration>,
 }
 
 impl Leftover {
+    /// Adds these members to those that are being ended. The latest come first: they resist the most.
+    fn add(&mut self, members: &[i32], except: Option<i32>) {
+        let others = members.iter().copied().filter(|&pid| Some(pid) != except);
+        let new: Vec<i32> = others.filter(|pid| !self.pids.contains(pid)).collect();
+        let before = std::mem::take(&mut self.named);
+        self.named = named(new.iter().copied()).into_iter().chain(before).take(NAMED).collect();
+        self.pids.extend(new);
+        // With the main process still there, the group was populated by it at least.
+        self.seen |= except.is_none();
+    }
+
     fn count(&self) -> usize {
         self.pids.len().max(usize::from(self.seen && self.killed))
     }
@@ -295,22 +308,23 @@ impl Leftover {
 /// When to look at the group next.
 #[derive(Default)]
 struct Looks {
-    first: Option<Duration>,
+    often_until: Option<Duration>,
     last: Duration,
     pause: Duration,
 }
 
 impl Looks {
-    fn looked(&mut self, now: Duration) {
-        self.first.get_or_insert(now);
+    fn looked(&mut self, now: Duration, ended_at: Option<Duration>) {
+        let first = *self.often_until.get_or_insert(now + LOOKS_OFTEN_FOR);
+        self.often_until = Some(first.max(ended_at.map_or(first, |at| at + DIE_WITHIN)));
         self.last = now;
         self.pause = if self.pause.is_zero() { LOOKS.0 } else { (self.pause * 2).min(LOOKS.1) };
     }
 
     /// `None`: not before a notice.
     fn next(&self, notices: bool) -> Option<Duration> {
-        let Some(first) = self.first else { return Some(Duration::ZERO) };
-        if self.last < first + LOOKS_OFTEN_FOR {
+        let Some(often_until) = self.often_until else { return Some(Duration::ZERO) };
+        if self.last < often_until {
             return Some(self.last + self.pause);
         }
         // Without notices the children that come home to us report by SIGCHLD; only what they leave without a

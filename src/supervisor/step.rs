@@ -70,6 +70,8 @@ pub enum Event {
 pub enum Act {
     /// Send this signal to the main process.
     Forward(i32),
+    /// Members are likely to be signalled soon: make ready for that.
+    Prepare,
     /// Send TERM and CONT to every member, and remember who they were.
     Terminate,
     /// Kill the group.
@@ -98,7 +100,7 @@ enum Phase {
     /// The main process runs.
     Running,
     /// It ended a moment ago.
-    Settling { until: Duration },
+    Settling { until: Duration, prepared: bool },
     /// Members got TERM.
     Ending { kill_at: Duration },
     /// Members may stay.
@@ -146,11 +148,11 @@ impl Machine {
     /// When [`Event::Time`] is due.
     pub fn wake_at(&self) -> Option<Duration> {
         let phase = match self.phase {
-            Phase::Running => self.policy.time_limit.filter(|_| !self.timed_out),
-            Phase::Settling { until } => Some(until),
+            Phase::Running | Phase::Lingering => self.policy.time_limit.filter(|_| !self.timed_out),
+            Phase::Settling { until, .. } => Some(until),
             Phase::Ending { kill_at } => Some(kill_at),
             Phase::Killing { again_at, .. } => Some(again_at),
-            Phase::Lingering | Phase::Done => None,
+            Phase::Done => None,
         };
         phase.into_iter().chain(self.tell_at).min()
     }
@@ -163,24 +165,38 @@ impl Machine {
             Event::MainEnded => {
                 self.main_ended = true;
                 if self.phase == Phase::Running {
-                    self.phase = Phase::Settling { until: now + SETTLE };
+                    self.phase = Phase::Settling { until: now + SETTLE, prepared: false };
                 }
             }
             Event::Looked(Population::Empty) if self.main_ended => self.phase = Phase::Done,
+            Event::Looked(Population::Populated) => self.prepare(now, &mut acts),
             Event::Looked(_) | Event::Time => {}
         }
         self.on_time(now, &mut acts);
         acts
     }
 
+    /// Half of the time to settle is over: what is idle until its end is used.
+    fn prepare(&mut self, now: Duration, acts: &mut Vec<Act>) {
+        if let Phase::Settling { until, prepared: false } = self.phase
+            && now + SETTLE / 2 >= until
+            && self.policy.leftovers == Leftovers::Kill
+        {
+            acts.push(Act::Prepare);
+            self.phase = Phase::Settling { until, prepared: true };
+        }
+    }
+
     fn on_time(&mut self, now: Duration, acts: &mut Vec<Act>) {
         match self.phase {
-            Phase::Running if !self.timed_out && self.policy.time_limit.is_some_and(|limit| now >= limit) => {
+            Phase::Running | Phase::Lingering
+                if !self.timed_out && self.policy.time_limit.is_some_and(|limit| now >= limit) =>
+            {
                 self.timed_out = true;
                 acts.push(Act::Tell(News::TimeLimit));
                 self.terminate(now, acts);
             }
-            Phase::Settling { until } if now >= until => {
+            Phase::Settling { until, .. } if now >= until => {
                 acts.push(Act::Tell(News::Releasing));
                 match self.policy.leftovers {
                     Leftovers::Kill => self.terminate(now, acts),
@@ -275,7 +291,10 @@ mod tests {
     fn left_over(policy: Policy) -> Machine {
         let mut machine = Machine::new(policy);
         assert_eq!(machine.step(ms(100), Event::MainEnded), []);
-        assert_eq!(machine.step(ms(110), Event::Looked(Populated)), []);
+        assert_eq!(machine.step(ms(101), Event::Looked(Populated)), []);
+        let prepares = if policy.leftovers == Leftovers::Kill { vec![Act::Prepare] } else { vec![] };
+        assert_eq!(machine.step(ms(110), Event::Looked(Populated)), prepares);
+        assert_eq!(machine.step(ms(111), Event::Looked(Populated)), []);
         machine
     }
 
@@ -334,6 +353,16 @@ mod tests {
         assert_eq!(machine.step(ms(1120), Event::Time), [Act::Tell(News::Lingering)]);
         assert_eq!(machine.wake_at(), None);
         assert_eq!(machine.step(ms(60_000), Event::Signal(libc::SIGINT, Origin::Terminal)), [Act::Kill]);
+    }
+
+    #[test]
+    fn the_time_limit_ends_leftovers_that_are_waited_for_as_well() {
+        let limited = Policy { leftovers: Leftovers::Wait, time_limit: Some(ms(5000)), ..POLICY };
+        let mut machine = left_over(limited);
+        machine.step(ms(120), Event::Time);
+        machine.step(ms(1120), Event::Time);
+        assert_eq!(machine.wake_at(), Some(ms(5000)));
+        assert_eq!(machine.step(ms(5000), Event::Time), [Act::Tell(News::TimeLimit), Act::Terminate]);
     }
 
     #[test]
