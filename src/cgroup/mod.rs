@@ -154,65 +154,38 @@ const BATCH: usize = 256;
 /// Descriptors for everything else.
 const RESERVE: usize = 64;
 
-/// Members, each by a pidfd that was opened after it was listed. Whoever is listed once more is who the pidfd means.
+/// Members, each by a pidfd that was opened between two listings that name it: so it means that member.
 #[derive(Debug, Default)]
 pub struct OpenedMembers(Vec<(i32, OwnedFd)>);
 
 impl OpenedMembers {
-    /// Opens the members that live now, as many as may be open at once.
-    pub fn open(group: &dyn JobGroup) -> Self {
-        let members = group.members();
-        let fit = descriptors_for(members.len());
-        Self::of(members.get(..fit).unwrap_or(&members))
+    /// Opens those of `pids` that are members, or as many of them as may be open at once.
+    pub fn open(group: &dyn JobGroup, pids: &[i32]) -> Self {
+        let fit = pids.len().min(descriptors_for(pids.len()));
+        let open = |&pid: &i32| Some((pid, open_pidfd(pid).ok()?));
+        let mut opened: Vec<(i32, OwnedFd)> = pids[..fit].iter().filter_map(open).collect();
+        let mut still = group.members();
+        still.sort_unstable();
+        opened.retain(|(pid, _)| still.binary_search(pid).is_ok());
+        Self(opened)
     }
 
-    fn of(pids: &[i32]) -> Self {
-        Self(pids.iter().filter_map(|&pid| Some((pid, open_pidfd(pid).ok()?))).collect())
+    /// Their process numbers.
+    pub fn pids(&self) -> Vec<i32> {
+        self.0.iter().map(|&(pid, _)| pid).collect()
     }
 
-    /// Sends every signal to those that are still members.
-    fn send(mut self, still: &[i32], signals: &[Signal]) -> Signalled {
-        self.0.retain(|(pid, _)| still.binary_search(pid).is_ok());
-        let mut took = Vec::new();
-        // Signal by signal, so that most are dead, and cost nothing, when the second is sent.
-        for (index, &signal) in signals.iter().enumerate() {
-            self.0.retain(|(_, pidfd)| pidfd_send_signal(pidfd, signal).is_ok());
-            if index == 0 {
-                took.extend(self.0.iter().map(|&(pid, _)| pid));
-            }
-        }
-        Signalled { pids: took, pidfds: self.0.into_iter().map(|(_, pidfd)| pidfd).collect() }
+    /// Sends a signal to each that still lives, and returns how many took it.
+    pub fn send(&self, signal: Signal) -> usize {
+        self.0.iter().filter(|(_, pidfd)| pidfd_send_signal(pidfd, signal).is_ok()).count()
     }
 }
 
-/// Who was signalled.
-#[derive(Debug, Default)]
-pub struct Signalled {
-    /// Members that took the first signal.
-    pub pids: Vec<i32>,
-    /// Their pidfds, as far as they lived until the last. To drop them closes them, and for thousands that takes time.
-    pub pidfds: Vec<OwnedFd>,
-}
-
-/// The members that can be listed now, in order.
-pub fn sorted_members(group: &dyn JobGroup) -> Vec<i32> {
-    let mut members = group.members();
-    members.sort_unstable();
-    members
-}
-
-/// Sends each of `signals` to the members that [`sorted_members`] has just `listed`. Who was `opened` before that is reached at once. Members that appear meanwhile are missed;
-/// [`JobGroup::kill`] misses none.
-pub fn signal_members(group: &dyn JobGroup, opened: OpenedMembers, listed: &[i32], signals: &[Signal]) -> Signalled {
-    let mut signalled = opened.send(listed, signals);
-    signalled.pids.sort_unstable();
-    let missed = |pid: &i32| signalled.pids.binary_search(pid).is_err();
-    let others: Vec<i32> = listed.iter().copied().filter(missed).collect();
-    for batch in others.chunks(descriptors_for(others.len())) {
-        let more = OpenedMembers::of(batch).send(&sorted_members(group), signals);
-        signalled.pids.extend(more.pids);
-    }
-    signalled
+/// Sends a signal to those of `pids` that are members, and returns how many took it. Members that appear meanwhile are
+/// missed; [`JobGroup::kill`] misses none.
+pub fn signal_members(group: &dyn JobGroup, pids: &[i32], signal: Signal) -> usize {
+    let batches = pids.chunks(descriptors_for(pids.len()));
+    batches.map(|batch| OpenedMembers::open(group, batch).send(signal)).sum()
 }
 
 /// How many of `wanted` more descriptors may be open at once, after raising our own soft limit. The command has its own,

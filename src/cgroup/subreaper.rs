@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use super::{Backend, GroupError, JobGroup, Maker, OpenedMembers, Population, Usage, signal_members, sorted_members};
+use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, signal_members};
 use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
@@ -65,7 +65,7 @@ impl Group {
     }
 
     fn signal(&self, signal: Signal) -> usize {
-        signal_members(self, OpenedMembers::default(), &sorted_members(self), &[signal]).pids.len()
+        signal_members(self, &self.members(), signal)
     }
 
     fn living_members(&self) -> Vec<Stat> {

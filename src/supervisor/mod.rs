@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members, sorted_members};
+use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members};
 use crate::child::{self, Exit};
 use crate::procfs::Proc;
 use guard::Guard;
@@ -156,7 +156,10 @@ impl Supervisor<'_> {
             };
             self.feed(&mut machine, main, event, &mut leftovers);
             if let (true, Some(exit)) = (machine.done(), exit) {
-                let (leftover_count, leftovers) = (leftovers.count(), leftovers.named);
+                let leftover_count = leftovers.count();
+                // Closed when we exit, which is soon: closing thousands would hold up the release of the machine.
+                std::mem::forget(leftovers.opened);
+                let leftovers = leftovers.named;
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
                 // by the time it is reaped.
@@ -194,23 +197,34 @@ impl Supervisor<'_> {
                         let _ = pidfd_send_signal(&main.pidfd, signal);
                     }
                 }
-                Act::Prepare => leftovers.opened = OpenedMembers::open(self.group),
+                Act::Prepare => leftovers.opened = OpenedMembers::open(self.group, &self.group.members()),
                 Act::Terminate => {
-                    leftovers.ended_at = Some(main.started.elapsed());
-                    let opened = std::mem::take(&mut leftovers.opened);
-                    let members = sorted_members(self.group);
-                    if main_ended {
-                        leftovers.add(&members, None);
+                    let mut opened = std::mem::take(&mut leftovers.opened);
+                    if opened.pids().is_empty() {
+                        opened = OpenedMembers::open(self.group, &self.group.members());
                     }
-                    // A stopped process takes TERM only when it goes on.
-                    let signalled = signal_members(self.group, opened, &members, &[Signal::TERM, Signal::CONT]);
-                    // Closed when we exit, which is soon: closing thousands would hold up the machine's release.
-                    std::mem::forget(signalled.pidfds);
+                    opened.send(Signal::TERM);
+                    leftovers.opened = opened;
+                    leftovers.signalled(main);
+                    // At the time limit the command's own processes are asked to end: that is no leftover.
+                    if main_ended {
+                        leftovers.add(&leftovers.opened.pids(), None);
+                    }
+                }
+                Act::Continue => {
+                    let members = self.group.members();
+                    let asked: HashSet<i32> = leftovers.opened.pids().into_iter().collect();
+                    let new: Vec<i32> = members.iter().copied().filter(|pid| !asked.contains(pid)).collect();
+                    signal_members(self.group, &new, Signal::TERM);
+                    signal_members(self.group, &members, Signal::CONT);
+                    if main_ended {
+                        leftovers.add(&new, None);
+                    }
                 }
                 Act::Kill => {
                     // Those born since the TERM as well; after the first kill nobody is born.
                     if !leftovers.killed {
-                        leftovers.ended_at = Some(main.started.elapsed());
+                        leftovers.signalled(main);
                         leftovers.add(&self.group.members(), (!main_ended).then_some(main.pid));
                         leftovers.killed = true;
                     }
@@ -289,6 +303,11 @@ struct Leftover {
 }
 
 impl Leftover {
+    /// From now on they may be gone at any moment.
+    fn signalled(&mut self, main: &Main) {
+        self.ended_at = Some(main.started.elapsed());
+    }
+
     /// Adds these members to those that are being ended. The latest come first: they resist the most.
     fn add(&mut self, members: &[i32], except: Option<i32>) {
         let others = members.iter().copied().filter(|&pid| Some(pid) != except);

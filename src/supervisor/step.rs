@@ -12,6 +12,10 @@ pub const SETTLE: Duration = Duration::from_millis(20);
 /// Copies of a signal within this time count as one: timeout(1) sends two, to us and to our process group.
 pub const COPIES: Duration = Duration::from_secs(1);
 
+/// From TERM to CONT, for members that are stopped. By then most are gone, and sending it to thousands for nothing would
+/// hold up the release.
+const CONTINUE_AFTER: Duration = Duration::from_millis(100);
+
 /// After this long somebody who waits for the prompt is told whom for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -72,8 +76,10 @@ pub enum Act {
     Forward(i32),
     /// Members are likely to be signalled soon: make ready for that.
     Prepare,
-    /// Send TERM and CONT to every member, and remember who they were.
+    /// Send TERM to every member, and remember who they were.
     Terminate,
+    /// Send TERM to the members born since, and CONT to all: a stopped process takes TERM only when it goes on.
+    Continue,
     /// Kill the group.
     Kill,
     /// Tell the user.
@@ -102,7 +108,7 @@ enum Phase {
     /// It ended a moment ago.
     Settling { until: Duration, prepared: bool },
     /// Members got TERM.
-    Ending { kill_at: Duration },
+    Ending { kill_at: Duration, continue_at: Option<Duration> },
     /// Members may stay.
     Lingering,
     /// The group was killed.
@@ -150,7 +156,7 @@ impl Machine {
         let phase = match self.phase {
             Phase::Running | Phase::Lingering => self.policy.time_limit.filter(|_| !self.timed_out),
             Phase::Settling { until, .. } => Some(until),
-            Phase::Ending { kill_at } => Some(kill_at),
+            Phase::Ending { kill_at, continue_at } => Some(continue_at.unwrap_or(kill_at)),
             Phase::Killing { again_at, .. } => Some(again_at),
             Phase::Done => None,
         };
@@ -206,7 +212,11 @@ impl Machine {
                     }
                 }
             }
-            Phase::Ending { kill_at } if now >= kill_at => self.kill(now, acts),
+            Phase::Ending { kill_at, .. } if now >= kill_at => self.kill(now, acts),
+            Phase::Ending { kill_at, continue_at: Some(at) } if now >= at => {
+                acts.push(Act::Continue);
+                self.phase = Phase::Ending { kill_at, continue_at: None };
+            }
             Phase::Killing { again_at, pause } if now >= again_at => {
                 acts.push(Act::Kill);
                 let pause = (pause * 2).min(KILL_AGAIN.1);
@@ -217,7 +227,7 @@ impl Machine {
         if self.tell_at.is_some_and(|at| now >= at) {
             self.tell_at = None;
             acts.extend(match self.phase {
-                Phase::Ending { kill_at } => Some(Act::Tell(News::KillsIn(kill_at.saturating_sub(now)))),
+                Phase::Ending { kill_at, .. } => Some(Act::Tell(News::KillsIn(kill_at.saturating_sub(now)))),
                 Phase::Lingering => Some(Act::Tell(News::Lingering)),
                 Phase::Killing { .. } => Some(Act::Tell(News::Unkillable)),
                 Phase::Running | Phase::Settling { .. } | Phase::Done => None,
@@ -227,7 +237,8 @@ impl Machine {
 
     fn terminate(&mut self, now: Duration, acts: &mut Vec<Act>) {
         acts.push(Act::Terminate);
-        self.phase = Phase::Ending { kill_at: now + self.policy.grace };
+        let continue_at = Some(now + CONTINUE_AFTER.min(self.policy.grace / 2));
+        self.phase = Phase::Ending { kill_at: now + self.policy.grace, continue_at };
         self.tell_at = Some(now + PATIENCE);
         if self.policy.grace.is_zero() {
             self.kill(now, acts);
@@ -321,6 +332,8 @@ mod tests {
         let mut machine = left_over(POLICY);
         assert_eq!(machine.wake_at(), Some(ms(120)));
         assert_eq!(machine.step(ms(120), Event::Time), [Act::Tell(News::Releasing), Act::Terminate]);
+        assert_eq!(machine.wake_at(), Some(ms(220)));
+        assert_eq!(machine.step(ms(220), Event::Time), [Act::Continue]);
         assert_eq!(machine.step(ms(1119), Event::Looked(Populated)), []);
         assert_eq!(machine.step(ms(1120), Event::Time), [Act::Tell(News::KillsIn(ms(9000)))]);
         assert_eq!(machine.step(ms(10_120), Event::Time), [Act::Kill]);
