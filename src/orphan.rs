@@ -37,6 +37,11 @@ pub fn is_hidden(seen: &Seen, record: &Record) -> bool {
     marked && !own.is_root() && own.as_raw() != seen.uid
 }
 
+/// Whether the group that a ticket names lies where we cannot look.
+fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
+    matches!(&record.group, Some((_, Some(path))) if detect::locate(mountinfo, path).is_err())
+}
+
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
 pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> bool {
     let boot = proc.boot_id().unwrap_or_default();
@@ -49,7 +54,7 @@ pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> b
         return false;
     }
     let same_groups = proc.own_namespace("cgroup").is_ok_and(|own| own == record.joined.cgroup_namespace);
-    if record.group.is_some() && !same_groups {
+    if record.group.is_some() && !same_groups || is_out_of_sight(record, mountinfo) {
         // Not seen from here does not mean empty.
         return false;
     }
@@ -63,8 +68,18 @@ pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> b
     }
 }
 
-/// Ends the orphan behind a dead ticket, or waits until it has ended. Called with the lock file held. False if
-/// `limits` ended the wait.
+/// What became of an orphan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// No member is left, and nothing is named by its ticket any more.
+    Gone,
+    /// It cannot be told from here.
+    Unknown,
+    /// The wait for its end was ended.
+    Interrupted,
+}
+
+/// Ends the orphan behind a dead ticket, or waits until it has ended. Called with the lock file held.
 pub fn end(
     seen: &Seen,
     record: &Record,
@@ -73,9 +88,9 @@ pub fn end(
     mountinfo: &str,
     limits: Limits<'_>,
     say: &Say,
-) -> bool {
+) -> End {
     if record.joined.boot != boot || record.joined.cgroup_namespace != cgroup_namespace {
-        return true;
+        return End::Unknown;
     }
     let user = text::escape(&crate::user::name(seen.uid));
     let command = text::command_line(&record.joined.command);
@@ -84,12 +99,15 @@ pub fn end(
             "warning: the job {command} of {user} ran without a job group, and its supervisor was killed; whether its \
              processes ended is unknown (only {user} or root can see; the next perflock of either ends them)"
         ));
-        return true;
+        return End::Unknown;
     }
-    let Some(group) = group_of(seen, record, mountinfo) else { return true };
+    if is_out_of_sight(record, mountinfo) {
+        return End::Unknown;
+    }
+    let Some(group) = group_of(seen, record, mountinfo) else { return End::Gone };
     if group.population() == Population::Empty {
         let _ = group.remove();
-        return true;
+        return End::Gone;
     }
     let own = rustix::process::geteuid();
     let ours = own.is_root() || own.as_raw() == seen.uid;
@@ -99,11 +117,11 @@ pub fn end(
     } else {
         say.note(&format!("waiting for {what} to end (only {user} or root can end it)"));
     }
-    let ended = until_empty(&*group, ours, Some(limits));
-    if ended {
-        let _ = group.remove();
+    if !until_empty(&*group, ours, Some(limits)) {
+        return End::Interrupted;
     }
-    ended
+    let _ = group.remove();
+    End::Gone
 }
 
 /// A guard that somebody stopped cannot do its work when its supervisor dies, and would hold the machine for ever.

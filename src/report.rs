@@ -67,10 +67,11 @@ pub fn news(news: News, living: &[Ended], count: usize, policy: &Policy) -> Stri
 pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
     let count = outcome.leftover_count;
     let who = named(&outcome.leftovers, count);
-    match (count, outcome.timed_out) {
-        (0, _) => None,
-        (_, true) => Some(format!("killed {} after the time limit: {who}", text::count(count, "process"))),
-        (_, false) => Some(format!(
+    match (count, outcome.timed_out, outcome.cut_short) {
+        (0, ..) => None,
+        (_, true, _) => Some(format!("killed {} after the time limit: {who}", text::count(count, "process"))),
+        (_, _, true) => Some(format!("killed {} of the job: {who}", text::count(count, "process"))),
+        (_, false, false) => Some(format!(
             "killed {}: {who}; start it before {name} to keep it, or use --leftovers wait to hold the machine until it ends",
             text::count(count, "leftover process"),
         )),
@@ -120,6 +121,7 @@ mod tests {
             exit: Exit::Code(0),
             wall: Duration::from_millis(12_340),
             timed_out: false,
+            cut_short: false,
             leftovers,
             leftover_count,
             usage: Usage { cpu_usec: Some(88_100_000), ..Usage::default() },

@@ -6,6 +6,7 @@
 //! Everything that can fail without the machine is tried before the queue is joined.
 
 mod job;
+mod wait;
 
 use std::ffi::{c_char, c_int};
 use std::io::{self, IsTerminal as _};
@@ -17,8 +18,7 @@ use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{GROUP_PREFIX, Mode};
-use crate::lock::outsiders::Outsider;
-use crate::lock::{self, Ahead, Change, Hold, Joined, Lock, LockError, Place, Record, Seen, Woken, setup};
+use crate::lock::{self, Change, Hold, Joined, Lock, LockError, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
 use crate::poll::Limits;
@@ -28,18 +28,16 @@ use crate::say::Say;
 use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
-use crate::supervisor::signals::{self, Signals};
+use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use job::{Finished, Job};
+use wait::fatal;
 
 /// Which job this is: the identity of the outermost job on this machine that a process belongs to.
 const JOB_VARIABLE: &str = nested::VARIABLE;
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
-
-/// How long a wait that should be over at once goes on without a word.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why nothing was run, or why what ran could not be seen to its end.
 #[derive(Debug, thiserror::Error)]
@@ -343,109 +341,6 @@ impl Run {
         }
     }
 
-    /// Joins the queue and waits. The inner error is how to end without the machine.
-    fn obtain(
-        &self,
-        mut lock: Lock,
-        joined: Joined,
-        here: &Here,
-        signals: &Signals,
-        started: Instant,
-    ) -> Result<Result<Hold, Ending>, Error> {
-        let limits = self.limits(signals, started);
-        let spent = |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.proc, &here.mountinfo);
-        // Joining takes microseconds, unless a neighbour holds the directory's lock: then it is said who.
-        let mut patience = Some(started + PATIENCE);
-        let mut place = loop {
-            let soon = Limits { deadline: limits.deadline.into_iter().chain(patience).min(), ..limits };
-            lock = match Place::join(lock, joined.clone(), soon, &mut { spent })? {
-                Ok(place) => break place,
-                Err(lock) => lock,
-            };
-            if patience.is_some_and(|at| at <= Instant::now()) {
-                patience = None;
-                let holder = lock::outsiders::holder(&here.proc, &lock.queue);
-                let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|| vec![holder.clone()]));
-                let queue = lock.queue.path().display();
-                self.say.note(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
-            }
-            match fatal(signals) {
-                Some(signal) => return Ok(Err(Ending::Signal(signal))),
-                None if limits.deadline.is_some_and(|at| at <= Instant::now()) => {
-                    return Ok(Err(self.gave_up(started)));
-                }
-                None => {}
-            }
-        };
-        let mut told = false;
-        loop {
-            let on_wait = |ahead: Ahead, place: &Place| {
-                if !told {
-                    told = true;
-                    let _ = signals.catch_stop(&self.inherited);
-                }
-                orphan::wake_guard(&ahead, &here.proc);
-                let who = report::in_the_way(&ahead, &outsiders(&ahead, place, &here.proc));
-                self.say.note(&format!("waiting for lock{who}"));
-            };
-            let woken = place.wait(self.settings.nonblock, limits, on_wait);
-            let ending = match woken {
-                Ok(Woken::Held) => {
-                    if told {
-                        signals::stop_by_default(&self.inherited);
-                        self.say.note(&format!("got lock after {}", text::duration(started.elapsed())));
-                    }
-                    return Ok(Ok(place.hold()));
-                }
-                Ok(Woken::Busy) => {
-                    let who = place
-                        .ahead_now()
-                        .map(|ahead| report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc)));
-                    self.say.note(&format!("not waiting for lock{}", who.unwrap_or_default()));
-                    Ending::Code(self.settings.conflict_exit_code)
-                }
-                Ok(Woken::TimedOut) => self.gave_up(started),
-                Ok(Woken::Interrupted) => match waiter_signal(signals) {
-                    None => continue,
-                    Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
-                    Some(WaiterSignal::Stop) => {
-                        place.stop();
-                        signals::stop_now();
-                        match place.resume(limits, &mut { spent }) {
-                            Ok(true) => continue,
-                            Ok(false) => fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal),
-                            Err(error) => {
-                                place.leave();
-                                return Err(error.into());
-                            }
-                        }
-                    }
-                },
-                Err(error) => {
-                    place.leave();
-                    return Err(error.into());
-                }
-            };
-            place.leave();
-            return Ok(Err(ending));
-        }
-    }
-
-    fn gave_up(&self, started: Instant) -> Ending {
-        if self.settings.nonblock {
-            self.say.note("not waiting for lock");
-        } else {
-            self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
-        }
-        Ending::Code(self.settings.conflict_exit_code)
-    }
-
-    /// What ends every wait before the command starts.
-    fn limits<'a>(&self, signals: &'a Signals, started: Instant) -> Limits<'a> {
-        let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
-        Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
-    }
-
     /// With the machine held: deals with orphans, makes the group, and runs the job. `None` if `limits` ended the wait for one.
     fn run_held(
         &self,
@@ -459,8 +354,10 @@ impl Run {
         for (seen, record) in hold.dead()? {
             let ended =
                 orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say);
-            if !ended {
-                return Ok(None);
+            match ended {
+                orphan::End::Gone => hold.forget(&seen, limits),
+                orphan::End::Unknown => {}
+                orphan::End::Interrupted => return Ok(None),
             }
         }
         let id = hold.ticket().id;
@@ -504,36 +401,4 @@ impl Run {
             Exit::Signal(signal) => Ending::Signal(signal),
         })
     }
-}
-
-enum WaiterSignal {
-    Stop,
-    Die(i32),
-}
-
-/// What came for a waiter: whatever ends a program by default wins over ^Z.
-fn waiter_signal(signals: &Signals) -> Option<WaiterSignal> {
-    let arrived: Vec<i32> =
-        signals.drain().iter().map(|arrived| arrived.signal).filter(|&s| s != libc::SIGCHLD).collect();
-    let fatal = arrived.iter().find(|&&signal| signal != libc::SIGTSTP);
-    match (fatal, arrived.is_empty()) {
-        (Some(&signal), _) => Some(WaiterSignal::Die(signal)),
-        (None, false) => Some(WaiterSignal::Stop),
-        (None, true) => None,
-    }
-}
-
-/// A signal that came and ends us.
-fn fatal(signals: &Signals) -> Option<i32> {
-    match waiter_signal(signals) {
-        Some(WaiterSignal::Die(signal)) => Some(signal),
-        _ => None,
-    }
-}
-
-/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
-fn outsiders(ahead: &Ahead, place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
-    let own = std::process::id().cast_signed();
-    let ours: Vec<i32> = ahead.supervisors.iter().copied().chain([own]).collect();
-    move || lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default()
 }

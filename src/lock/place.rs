@@ -290,6 +290,15 @@ impl Hold {
             .collect())
     }
 
+    /// Removes the ticket of a dead job of which nothing is left. Left to a later newcomer if somebody has the directory
+    /// locked just now.
+    pub fn forget(&self, seen: &Seen, limits: Limits<'_>) {
+        let now = Limits { deadline: Some(std::time::Instant::now()), ..limits };
+        if let Ok(Some(lock)) = self.queue.lock_directory(now.interrupt, now.deadline) {
+            self.queue.remove_dead(&lock, seen, &mut |_, _| true);
+        }
+    }
+
     /// Gives the machine back. The lock file first: the ticket keeps our place until the machine is free, and is
     /// unlinked while it is still locked, so that nobody can meanwhile take it for a dead one and its number for free.
     pub fn release(self) {

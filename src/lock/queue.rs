@@ -204,7 +204,12 @@ impl Queue {
     }
 
     /// True if the ticket was dead, and is removed.
-    fn remove_dead(&self, _: &DirectoryLock<'_>, seen: &Seen, spent: &mut dyn FnMut(&Seen, &Record) -> bool) -> bool {
+    pub(super) fn remove_dead(
+        &self,
+        _: &DirectoryLock<'_>,
+        seen: &Seen,
+        spent: &mut dyn FnMut(&Seen, &Record) -> bool,
+    ) -> bool {
         let own_uid = rustix::process::geteuid().as_raw();
         let permitted = own_uid == 0 || own_uid == seen.uid;
         if !permitted || seen.is_live() {

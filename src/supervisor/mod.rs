@@ -72,6 +72,8 @@ pub struct Outcome {
     pub wall: Duration,
     /// The time limit ended it.
     pub timed_out: bool,
+    /// A second TERM killed it while the command ran.
+    pub cut_short: bool,
     /// Members that outlived the main process and were ended; the first few by name.
     pub leftovers: Vec<Ended>,
     /// How many there were.
@@ -167,7 +169,15 @@ impl Supervisor<'_> {
                     guard.end();
                 }
                 let usage = self.group.usage();
-                return Ok(Outcome { exit, wall, timed_out: machine.timed_out(), leftovers, leftover_count, usage });
+                return Ok(Outcome {
+                    exit,
+                    wall,
+                    timed_out: machine.timed_out(),
+                    cut_short: machine.cut_short(),
+                    leftovers,
+                    leftover_count,
+                    usage,
+                });
             }
         }
     }

@@ -124,6 +124,7 @@ pub struct Machine {
     phase: Phase,
     main_ended: bool,
     timed_out: bool,
+    cut_short: bool,
     /// When the user is told next what is waited for.
     tell_at: Option<Duration>,
     /// When each signal last came from outside.
@@ -133,7 +134,15 @@ pub struct Machine {
 impl Machine {
     /// A job whose command was just executed.
     pub fn new(policy: Policy) -> Self {
-        Self { policy, phase: Phase::Running, main_ended: false, timed_out: false, tell_at: None, last: Vec::new() }
+        Self {
+            policy,
+            phase: Phase::Running,
+            main_ended: false,
+            timed_out: false,
+            cut_short: false,
+            tell_at: None,
+            last: Vec::new(),
+        }
     }
 
     /// The main process ended and no member is alive.
@@ -144,6 +153,11 @@ impl Machine {
     /// The time limit ended the job.
     pub fn timed_out(&self) -> bool {
         self.timed_out
+    }
+
+    /// Somebody's second TERM killed the group while the command ran.
+    pub fn cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// The group has to be looked at: only then can it be empty.
@@ -246,6 +260,7 @@ impl Machine {
     }
 
     fn kill(&mut self, now: Duration, acts: &mut Vec<Act>) {
+        self.cut_short |= !self.main_ended && !self.timed_out;
         acts.push(Act::Kill);
         self.phase = Phase::Killing { again_at: now + KILL_AGAIN.0, pause: KILL_AGAIN.0 };
         self.tell_at = Some(now + UNKILLABLE);
@@ -403,6 +418,7 @@ mod tests {
         let mut machine = Machine::new(POLICY);
         machine.step(ms(10), term(Origin::Outside));
         assert_eq!(machine.step(ms(1010), term(Origin::Outside)), [Act::Kill]);
+        assert!(machine.cut_short());
     }
 
     #[test]

@@ -1,0 +1,154 @@
+//! Waiting: from joining the queue to holding the machine, or to the signal or deadline that ends the wait.
+
+use std::time::{Duration, Instant};
+
+use super::{Error, Here, Run};
+use crate::exit::Ending;
+use crate::lock::outsiders::Outsider;
+use crate::lock::{self, Ahead, Hold, Joined, Lock, Place, Record, Seen, Woken};
+use crate::orphan;
+use crate::poll::Limits;
+use crate::procfs::Proc;
+use crate::report;
+use crate::supervisor::signals::{self, Signals};
+use crate::text;
+
+/// How long a wait that should be over at once goes on without a word.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Run {
+    /// Joins the queue and waits. The inner error is how to end without the machine.
+    pub(super) fn obtain(
+        &self,
+        mut lock: Lock,
+        joined: Joined,
+        here: &Here,
+        signals: &Signals,
+        started: Instant,
+    ) -> Result<Result<Hold, Ending>, Error> {
+        let limits = self.limits(signals, started);
+        let spent = |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.proc, &here.mountinfo);
+        // Joining takes microseconds, unless a neighbour holds the directory's lock: then it is said who.
+        let mut patience = Some(started + PATIENCE);
+        let mut place = loop {
+            let soon = Limits { deadline: limits.deadline.into_iter().chain(patience).min(), ..limits };
+            lock = match Place::join(lock, joined.clone(), soon, &mut { spent })? {
+                Ok(place) => break place,
+                Err(lock) => lock,
+            };
+            if patience.is_some_and(|at| at <= Instant::now()) {
+                patience = None;
+                let holder = lock::outsiders::holder(&here.proc, &lock.queue);
+                let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|| vec![holder.clone()]));
+                let queue = lock.queue.path().display();
+                self.say.note(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
+            }
+            match fatal(signals) {
+                Some(signal) => return Ok(Err(Ending::Signal(signal))),
+                None if limits.deadline.is_some_and(|at| at <= Instant::now()) => {
+                    return Ok(Err(self.gave_up(started)));
+                }
+                None => {}
+            }
+        };
+        let mut told = false;
+        loop {
+            let on_wait = |ahead: Ahead, place: &Place| {
+                if !told {
+                    told = true;
+                    let _ = signals.catch_stop(&self.inherited);
+                }
+                orphan::wake_guard(&ahead, &here.proc);
+                let who = report::in_the_way(&ahead, &outsiders(&ahead, place, &here.proc));
+                self.say.note(&format!("waiting for lock{who}"));
+            };
+            let woken = place.wait(self.settings.nonblock, limits, on_wait);
+            let ending = match woken {
+                Ok(Woken::Held) => {
+                    if told {
+                        signals::stop_by_default(&self.inherited);
+                        self.say.note_now(&format!("got lock after {}", text::duration(started.elapsed())));
+                    }
+                    return Ok(Ok(place.hold()));
+                }
+                Ok(Woken::Busy) => {
+                    let who = place
+                        .ahead_now()
+                        .map(|ahead| report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc)));
+                    self.say.note(&format!("not waiting for lock{}", who.unwrap_or_default()));
+                    Ending::Code(self.settings.conflict_exit_code)
+                }
+                Ok(Woken::TimedOut) => self.gave_up(started),
+                Ok(Woken::Interrupted) => match waiter_signal(signals) {
+                    None => continue,
+                    Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
+                    Some(WaiterSignal::Stop) => {
+                        place.stop();
+                        signals::stop_now();
+                        match place.resume(limits, &mut { spent }) {
+                            Ok(true) => continue,
+                            Ok(false) => fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal),
+                            Err(error) => {
+                                place.leave();
+                                return Err(error.into());
+                            }
+                        }
+                    }
+                },
+                Err(error) => {
+                    place.leave();
+                    return Err(error.into());
+                }
+            };
+            place.leave();
+            return Ok(Err(ending));
+        }
+    }
+
+    pub(super) fn gave_up(&self, started: Instant) -> Ending {
+        if self.settings.nonblock {
+            self.say.note("not waiting for lock");
+        } else {
+            self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
+        }
+        Ending::Code(self.settings.conflict_exit_code)
+    }
+
+    /// What ends every wait before the command starts.
+    pub(super) fn limits<'a>(&self, signals: &'a Signals, started: Instant) -> Limits<'a> {
+        let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
+        Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
+    }
+}
+
+enum WaiterSignal {
+    Stop,
+    Die(i32),
+}
+
+/// What came for a waiter: whatever ends a program by default wins over ^Z.
+fn waiter_signal(signals: &Signals) -> Option<WaiterSignal> {
+    let arrived: Vec<i32> =
+        signals.drain().iter().map(|arrived| arrived.signal).filter(|&s| s != libc::SIGCHLD).collect();
+    let fatal = arrived.iter().find(|&&signal| signal != libc::SIGTSTP);
+    match (fatal, arrived.is_empty()) {
+        (Some(&signal), _) => Some(WaiterSignal::Die(signal)),
+        (None, false) => Some(WaiterSignal::Stop),
+        (None, true) => None,
+    }
+}
+
+/// A signal that came and ends us.
+pub(super) fn fatal(signals: &Signals) -> Option<i32> {
+    match waiter_signal(signals) {
+        Some(WaiterSignal::Die(signal)) => Some(signal),
+        _ => None,
+    }
+}
+
+/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
+fn outsiders(ahead: &Ahead, place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
+    let own = std::process::id().cast_signed();
+    let ours: Vec<i32> = ahead.supervisors.iter().copied().chain([own]).collect();
+    move || lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default()
+}
