@@ -41,7 +41,8 @@ pub(crate) fn check() -> Result<ExitCode, Failure> {
 /// Runs one step and prints how long it took.
 fn step(position: &str, arguments: &[&str]) -> Result<(), Failure> {
     let mut command = cargo();
-    command.args(arguments);
+    // cargo-machete takes itself for run by `cargo run` where this is set, and reads its arguments otherwise.
+    command.args(arguments).env_remove("CARGO_PKG_NAME");
     let mut shown = format!("cargo {}", arguments.join(" "));
     let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
     if in_ci && arguments.first() == Some(&"test") {
