@@ -199,7 +199,8 @@ impl Run {
         }
         let lock = self.open_lock()?;
         let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
-        let adopts = outer.is_none() && detected.place.backend() == cgroup::Backend::Subreaper;
+        self.announce(&detected);
+        let adopts = detected.place.backend() == cgroup::Backend::Subreaper;
         let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
             .map_err(Error::system("install signal handlers"))?;
         match outer {
@@ -208,32 +209,27 @@ impl Run {
         }
     }
 
+    /// Chooses the backend. Refusing to run is done here, before anything else is touched.
     fn detect(&self, here: &Here) -> Result<Detected, Error> {
         let detected = cgroup::detect(&here.proc, &here.mountinfo);
-        let reasons = || {
-            detected
-                .refused
-                .iter()
-                .map(|refusal| format!("{}: {}", refusal.backend, refusal.why))
-                .collect::<Vec<_>>()
-                .join("; ")
-        };
         match (self.settings.cgroup, detected.place.backend()) {
             (Cgroup::None, _) => Ok(Detected { place: cgroup::Place::Subreaper, refused: Vec::new() }),
-            (Cgroup::Required, cgroup::Backend::Subreaper) => {
-                let why =
-                    format!("no job group can be made here ({}); use --cgroup=auto for weaker tracking", reasons());
-                Err(Error::Refused(why))
-            }
-            (Cgroup::Auto, cgroup::Backend::Subreaper) => {
-                self.say.note(&format!(
-                    "warning: no job group can be made here ({}); processes that hide from their parent may survive, and \
-                     CPU time is not counted (run perflock as root or in a delegated cgroup; --cgroup=none silences this)",
-                    reasons()
-                ));
-                Ok(detected)
-            }
+            (Cgroup::Required, cgroup::Backend::Subreaper) => Err(Error::Refused(format!(
+                "no job group can be made here ({}); use --cgroup=auto for weaker tracking",
+                detected.reasons()
+            ))),
             _ => Ok(detected),
+        }
+    }
+
+    /// Says what is weaker here than it could be.
+    fn announce(&self, detected: &Detected) {
+        if !detected.refused.is_empty() {
+            self.say.note(&format!(
+                "warning: no job group can be made here ({}); processes that hide from their parent may survive, and CPU \
+                 time is not counted (run perflock as root or in a delegated cgroup; --cgroup=none silences this)",
+                detected.reasons()
+            ));
         }
     }
 

@@ -52,6 +52,14 @@ pub struct Detected {
     pub refused: Vec<Refusal>,
 }
 
+impl Detected {
+    /// Why not stronger, in one line.
+    pub fn reasons(&self) -> String {
+        let reasons = self.refused.iter().map(|refusal| format!("{}: {}", refusal.backend, refusal.why));
+        reasons.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// Looks for the strongest backend.
 pub fn detect(proc: &Proc, mountinfo: &str) -> Detected {
     match v2_candidate(proc, mountinfo) {

@@ -207,6 +207,8 @@ impl World {
             .env_remove("PERFLOCK_CONFIG")
             .env_remove("PERFLOCK_JOB")
             .env_remove("PERFLOCK_MODE");
+        // SAFETY: only system calls on values that exist already.
+        unsafe { command.pre_exec(as_from_a_terminal) };
         Cmd { command, uid: self.uid, group: self.group.clone(), stdin: Vec::new() }
     }
 
@@ -314,6 +316,19 @@ fn built(name: &str) -> PathBuf {
         "pls" => env!("CARGO_BIN_EXE_pls").into(),
         _ => env!("CARGO_BIN_EXE_wholock").into(),
     }
+}
+
+/// Every signal as a terminal's shell gives it to a program: the tests may themselves be run in the background, or under
+/// nohup.
+fn as_from_a_terminal() -> std::io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no function of ours.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
 }
 
 /// A command to be run in a world.
