@@ -77,6 +77,9 @@ pub fn own_mountinfo() -> String {
 /// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
 fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
     let own = own_location(proc, mountinfo)?;
+    if !has_clone3() {
+        return Err("clone3(2) is refused, by a container's filter or an old kernel".to_owned());
+    }
     let directory = own.directory();
     for (file, needed) in
         [(directory.clone(), Access::WRITE_OK | Access::EXEC_OK), (directory.join("cgroup.procs"), Access::WRITE_OK)]
@@ -90,6 +93,13 @@ fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
         "" | "domain" => Ok(Place::V2(own)),
         other => Err(format!("{} is a {other} group, which cannot hold a job group", directory.display())),
     }
+}
+
+/// Whether clone3(2) is there. With arguments of no size it does nothing but say that they are wrong.
+fn has_clone3() -> bool {
+    // SAFETY: no memory is given, and a size of zero is refused before anything is done.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<libc::clone_args>(), 0) };
+    answer != -1 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
 /// Our own group in the v2 hierarchy.

@@ -92,7 +92,8 @@ pub enum Population {
     Populated,
 }
 
-/// How the job's first process gets into the group.
+/// How the job's first process gets into the group. Where the supervisor has no right to place a process (a systemd scope
+/// of a plain user), a launcher inside the group would make guard and command: a third way, that belongs here.
 #[derive(Clone, Copy, Debug)]
 pub enum Maker<'a> {
     /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.

@@ -83,7 +83,14 @@ fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
     args.pidfd = (&raw mut pidfd) as u64;
     // SAFETY: without CLONE_VM this is a fork. perflock has one thread here (the lock's helper was joined), so the child's
     // memory is as consistent as ours, and it may allocate.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) } {
+    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    if pid == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
+        // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see.
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: as above, by clone(2): flags and exit signal in one, no stack of its own, and where the pidfd goes.
+        pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PIDFD, none, &raw mut pidfd, none, none) };
+    }
+    match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
         pid => {

@@ -217,6 +217,14 @@ fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32
     // SAFETY: as above.
     #[cfg(not(target_arch = "x86_64"))]
     let pid = unsafe { clone_copying(&mut args, child) };
+    // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see. Without a
+    // group to be born in, clone(2) does as well.
+    let pid = if pid == -i64::from(libc::ENOSYS) && into.is_none() {
+        // SAFETY: as above.
+        unsafe { clone_by_the_old_call(&mut pidfd, child) }
+    } else {
+        pid
+    };
     if pid < 0 {
         return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
     }
@@ -271,6 +279,22 @@ unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i
 unsafe fn clone_copying(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
     // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut *args, size_of::<libc::clone_args>()) } {
+        -1 => -i64::from(last_errno()),
+        0 => child_main(child),
+        pid => pid,
+    }
+}
+
+/// The same by clone(2), in a copy of our memory. Handlers stay until the child executes the command; one that runs
+/// before that tells the supervisor of a signal, which it was sent as well.
+///
+/// # Safety
+/// As for [`clone_copying`]; `CLONE_VFORK` is asked for here.
+unsafe fn clone_by_the_old_call(pidfd: &mut libc::c_int, child: &mut Child<'_>) -> i64 {
+    let flags = libc::CLONE_PIDFD | libc::CLONE_VFORK | libc::SIGCHLD;
+    let none = ptr::null_mut::<libc::c_void>();
+    // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut *pidfd, none, none) } {
         -1 => -i64::from(last_errno()),
         0 => child_main(child),
         pid => pid,

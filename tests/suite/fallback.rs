@@ -193,3 +193,23 @@ fn a_plain_user_without_a_group_is_told_and_runs() {
     assert!(!world.path("ran").exists());
     world.assert_clean();
 }
+
+#[test]
+fn where_clone3_is_refused_as_in_many_containers_the_fallback_works() {
+    needs!(V2, Program("strace"));
+    let world = World::new();
+    let strace = "strace -f -o /dev/null -e trace=clone3 -e inject=clone3:error=ENOSYS";
+    let job = "setsid sleep 60 & echo $! > pid; grep 0:: /proc/self/cgroup; exit 7";
+    let done = world.cmd(&format!("{strace} perflock sh -c")).arg(job).run().exits(7);
+    let pid = pid_in(&world.path("pid"));
+    assert!(!done.stdout.contains("perflock-"), "{}", done.stdout);
+    assert!(
+        done.stderr.contains("(v2: clone3(2) is refused, by a container's filter or an old kernel)"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stderr.contains(&format!("perflock: killed 1 leftover process: sleep ({pid}); ")), "{}", done.stderr);
+    assert!(!alive(pid));
+    world.cmd(&format!("{strace} perflock --cgroup required true")).run().exits(125).mentions("clone3(2) is refused");
+    world.assert_clean();
+}
