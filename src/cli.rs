@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 
+use crate::cgroup::Choice;
 use crate::job::Mode;
-use crate::settings::{Cgroup, parse_cgroup, parse_leftovers};
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
 
@@ -40,11 +40,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub grace: Option<Duration>,
     /// What to do with members that outlive the command: kill them, or wait for them [default: kill]
-    #[arg(long, value_name = "kill|wait", value_parser = parse_leftovers)]
+    #[arg(long, value_name = "kill|wait", value_parser = Leftovers::parse)]
     pub leftovers: Option<Leftovers>,
     /// The job's cgroup: the best there is, a real one or fail, or none [default: auto]
-    #[arg(long, value_name = "auto|required|none", value_parser = parse_cgroup)]
-    pub cgroup: Option<Cgroup>,
+    #[arg(long, value_name = "auto|required|none", value_parser = Choice::parse)]
+    pub cgroup: Option<Choice>,
     /// The lock file; the queue is PATH.d [default: /run/perflock]
     #[arg(long, value_name = "PATH")]
     pub lock: Option<PathBuf>,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::cgroup::Choice;
 use crate::error::FileError;
-use crate::settings::{Cgroup, parse_cgroup, parse_leftovers};
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
 
@@ -34,7 +34,7 @@ pub struct Config {
     /// The command's longest time.
     pub time_limit: Option<Duration>,
     /// Job groups.
-    pub cgroup: Option<Cgroup>,
+    pub cgroup: Option<Choice>,
 }
 
 /// Why a configuration cannot be used. Nothing is run with half of one.
@@ -114,9 +114,9 @@ impl Config {
             "wait" => self.wait = duration_or_none(value)?,
             "conflict-exit-code" => self.conflict_exit_code = Some(exit_code(value)?),
             "grace" => self.grace = Some(duration(value)?),
-            "leftovers" => self.leftovers = Some(parse_leftovers(string(value)?)?),
+            "leftovers" => self.leftovers = Some(Leftovers::parse(string(value)?)?),
             "time-limit" => self.time_limit = duration_or_none(value)?,
-            "cgroup" => self.cgroup = Some(parse_cgroup(string(value)?)?),
+            "cgroup" => self.cgroup = Some(Choice::parse(string(value)?)?),
             _ => {}
         }
         Ok(())
@@ -180,7 +180,7 @@ mod tests {
             grace: Some(Duration::from_millis(1500)),
             leftovers: Some(Leftovers::Wait),
             time_limit: Some(Duration::from_secs(7200)),
-            cgroup: Some(Cgroup::Required),
+            cgroup: Some(Choice::Required),
         };
         assert_eq!(read(text), Ok((config, vec![])));
     }

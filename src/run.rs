@@ -13,7 +13,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{self, Detected, GroupError};
+use crate::cgroup::{self, Choice, Detected, GroupError};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
@@ -25,7 +25,7 @@ use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
 use crate::say::Say;
-use crate::settings::{Cgroup, Environment, LOCK, Settings, Verbosity};
+use crate::settings::{Environment, LOCK, Settings, Verbosity};
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::Signals;
@@ -213,8 +213,8 @@ impl Run {
     fn detect(&self, here: &Here) -> Result<Detected, Error> {
         let detected = cgroup::detect(&here.proc, &here.mountinfo);
         match (self.settings.cgroup, detected.place.backend()) {
-            (Cgroup::None, _) => Ok(Detected { place: cgroup::Place::Subreaper, refused: Vec::new() }),
-            (Cgroup::Required, cgroup::Backend::Subreaper) => Err(Error::Refused(format!(
+            (Choice::None, _) => Ok(Detected { place: cgroup::Place::Subreaper, refused: Vec::new() }),
+            (Choice::Required, cgroup::Backend::Subreaper) => Err(Error::Refused(format!(
                 "no job group can be made here ({}); use --cgroup=auto for weaker tracking",
                 detected.reasons()
             ))),

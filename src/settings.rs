@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cgroup;
 use crate::cli::RunArgs;
 use crate::config::{Config, ConfigError, SYSTEM_FILE};
 use crate::job::Mode;
@@ -11,17 +12,6 @@ use crate::supervisor::step::{Leftovers, Policy};
 
 /// The lock file of a machine.
 pub const LOCK: &str = "/run/perflock";
-
-/// Whether a job gets a group of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cgroup {
-    /// The strongest this machine offers; the fallback is announced.
-    Auto,
-    /// A real group or nothing.
-    Required,
-    /// The fallback.
-    None,
-}
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +44,7 @@ pub struct Settings {
     /// The end of the job.
     pub policy: Policy,
     /// Job groups.
-    pub cgroup: Cgroup,
+    pub cgroup: cgroup::Choice,
     /// How much is said.
     pub verbosity: Verbosity,
 }
@@ -70,7 +60,7 @@ impl Default for Settings {
             conflict_exit_code: crate::exit::NOT_OBTAINED,
             message: None,
             policy: Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None },
-            cgroup: Cgroup::Auto,
+            cgroup: cgroup::Choice::Auto,
             verbosity: Verbosity::Normal,
         }
     }
@@ -161,31 +151,6 @@ impl Environment {
                 Config::read(&files, false)
             }
         }
-    }
-}
-
-/// Reads `kill` or `wait`.
-///
-/// # Errors
-/// A sentence fragment with the words that are allowed.
-pub fn parse_leftovers(word: &str) -> Result<Leftovers, String> {
-    match word {
-        "kill" => Ok(Leftovers::Kill),
-        "wait" => Ok(Leftovers::Wait),
-        _ => Err(r#"leftovers are dealt with by "kill" or "wait""#.to_owned()),
-    }
-}
-
-/// Reads `auto`, `required` or `none`.
-///
-/// # Errors
-/// A sentence fragment with the words that are allowed.
-pub fn parse_cgroup(word: &str) -> Result<Cgroup, String> {
-    match word {
-        "auto" => Ok(Cgroup::Auto),
-        "required" => Ok(Cgroup::Required),
-        "none" => Ok(Cgroup::None),
-        _ => Err(r#"the job's cgroup is "auto", "required" or "none""#.to_owned()),
     }
 }
 

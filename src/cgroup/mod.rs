@@ -34,6 +34,32 @@ pub use usage::Usage;
 
 use crate::error::FileError;
 
+/// Whether a job gets a group of its own: `--cgroup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The strongest this machine offers; the fallback is announced.
+    Auto,
+    /// A real group or nothing.
+    Required,
+    /// The fallback.
+    None,
+}
+
+impl Choice {
+    /// Reads `auto`, `required` or `none`.
+    ///
+    /// # Errors
+    /// A sentence fragment with the words that are allowed.
+    pub fn parse(word: &str) -> Result<Self, String> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "required" => Ok(Self::Required),
+            "none" => Ok(Self::None),
+            _ => Err(r#"the job's cgroup is "auto", "required" or "none""#.to_owned()),
+        }
+    }
+}
+
 /// How a job group is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {

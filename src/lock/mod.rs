@@ -21,6 +21,7 @@
 
 pub mod decide;
 pub mod file;
+mod ofd;
 pub mod outsiders;
 pub mod place;
 pub mod queue;

@@ -6,8 +6,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::decide::{Decision, Entry, Life, Target, decide};
 use super::file::LockFile;
+use super::ofd::whole_file;
 use super::queue::Queue;
-use super::ticket::{Change, Joined, Record, Seen, Ticket, whole_file};
+use super::ticket::{Change, Joined, Record, Seen, Ticket};
 use super::wait::{self, Call, Slept};
 use super::{LockError, queue_directory};
 use crate::job::Mode;

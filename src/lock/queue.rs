@@ -13,38 +13,14 @@ use rustix::io::Errno;
 use super::LockError;
 use super::decide::Entry;
 use super::file::CAREFULLY;
-use super::ticket::{Joined, Record, Seen, Ticket, append, path_of, whole_file};
+use super::ofd::whole_file;
+use super::ticket::{Joined, MAX_NUMBER, Record, Seen, Ticket, append, file_name, parse_file_name, path_of};
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
 
-/// The highest number a ticket may have. A file with a higher one is not a ticket.
-const MAX_NUMBER: u64 = 1 << 62;
-
 /// How many tickets a newcomer looks at to clean up. Looking at all would make joining a long queue slow.
 const CLEANED_BY_A_NEWCOMER: usize = 8;
-
-/// The file name of a ticket.
-pub(super) fn file_name(entry: Entry) -> String {
-    let letter = match entry.mode {
-        Mode::Exclusive => 'x',
-        Mode::Shared => 's',
-    };
-    format!("{}.{letter}", entry.number)
-}
-
-/// The ticket that a file name stands for; `None` for every name that perflock would not have made.
-fn parse_file_name(name: &[u8]) -> Option<Entry> {
-    let (number, letter) = std::str::from_utf8(name).ok()?.split_once('.')?;
-    let mode = match letter {
-        "x" => Mode::Exclusive,
-        "s" => Mode::Shared,
-        _ => return None,
-    };
-    let entry = Entry { number: number.parse().ok()?, mode };
-    let one_spelling = file_name(entry).as_bytes() == name;
-    (one_spelling && entry.number <= MAX_NUMBER).then_some(entry)
-}
 
 /// The tickets that a newcomer looks at to clean up: half of them the oldest, since dead ones (their supervisor and guard
 /// were both killed) become the oldest in time; half from anywhere, since the oldest may be ones that cannot be removed.
@@ -261,18 +237,6 @@ impl Drop for Scratch<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn only_names_of_our_own_spelling_are_tickets() {
-        let entry = |number, mode| Some(Entry { number, mode });
-        assert_eq!(parse_file_name(b"7.x"), entry(7, Mode::Exclusive));
-        assert_eq!(parse_file_name(b"4611686018427387904.s"), entry(MAX_NUMBER, Mode::Shared));
-        for name in ["", "x", ".x", "7", "7.", "7.y", "07.x", "+7.x", " 7.x", "7.x ", "18446744073709551615.x", "-1.s"]
-        {
-            assert_eq!(parse_file_name(name.as_bytes()), None, "{name}");
-        }
-    }
 
     #[test]
     fn every_ticket_of_a_long_queue_is_cleaned_by_some_newcomer() {
@@ -284,12 +248,5 @@ mod tests {
         assert_eq!(to_clean(&queue, 95).len(), CLEANED_BY_A_NEWCOMER);
         assert_eq!(to_clean(&queue[..3], 7), queue[..3]);
         assert_eq!(to_clean(&[], 7), []);
-    }
-
-    proptest! {
-        #[test]
-        fn any_file_name_is_read_without_panic(name: Vec<u8>) {
-            let _ = parse_file_name(&name);
-        }
     }
 }

@@ -21,8 +21,34 @@ use serde::{Deserialize, Serialize};
 use super::LockError;
 use super::decide::{Entry, Life};
 use super::file::CAREFULLY;
+use super::ofd::whole_file;
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
+
+/// The highest number a ticket may have. A file with a higher one is not a ticket.
+pub(super) const MAX_NUMBER: u64 = 1 << 62;
+
+/// The file name of a ticket.
+pub(super) fn file_name(entry: Entry) -> String {
+    let letter = match entry.mode {
+        Mode::Exclusive => 'x',
+        Mode::Shared => 's',
+    };
+    format!("{}.{letter}", entry.number)
+}
+
+/// The ticket that a file name stands for; `None` for every name that perflock would not have made.
+pub(super) fn parse_file_name(name: &[u8]) -> Option<Entry> {
+    let (number, letter) = std::str::from_utf8(name).ok()?.split_once('.')?;
+    let mode = match letter {
+        "x" => Mode::Exclusive,
+        "s" => Mode::Shared,
+        _ => return None,
+    };
+    let entry = Entry { number: number.parse().ok()?, mode };
+    let one_spelling = file_name(entry).as_bytes() == name;
+    (one_spelling && entry.number <= MAX_NUMBER).then_some(entry)
+}
 
 /// The version of the record's format. A live ticket of a newer one is waited for, whatever it says.
 pub const FORMAT: u32 = 1;
@@ -177,17 +203,6 @@ pub(super) fn append(mut file: &File, line: &impl Serialize) -> io::Result<()> {
     file.write_all(&text)
 }
 
-/// A lock over the whole file, for the `F_OFD_…` calls of fcntl(2).
-pub(super) fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
 /// Our own place in the queue.
 #[derive(Debug)]
 pub struct Ticket {
@@ -253,7 +268,7 @@ impl Seen {
     /// Opens the ticket `entry` of the queue directory. `None` where there is none (any more), or where the file is
     /// not one that perflock could have made: such a file is not in the queue.
     pub(super) fn open(directory: BorrowedFd<'_>, entry: Entry) -> Option<Self> {
-        let fd = rustix::fs::openat(directory, super::queue::file_name(entry), CAREFULLY, FileMode::empty()).ok()?;
+        let fd = rustix::fs::openat(directory, file_name(entry), CAREFULLY, FileMode::empty()).ok()?;
         let file = File::from(fd);
         let metadata = file.metadata().ok()?;
         let plausible = metadata.is_file() && metadata.len() <= MAX_SIZE;
@@ -310,7 +325,7 @@ impl Seen {
 
     /// Whether the directory still has this very file under its name.
     pub(super) fn still_named(&self, directory: BorrowedFd<'_>) -> bool {
-        rustix::fs::statat(directory, super::queue::file_name(self.entry), AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::statat(directory, file_name(self.entry), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|named| (named.st_dev, named.st_ino) == (self.device, self.inode))
     }
 
@@ -321,7 +336,7 @@ impl Seen {
 
 /// Where the ticket `entry` of the queue directory `directory` is.
 pub(super) fn path_of(directory: &Path, entry: Entry) -> PathBuf {
-    directory.join(super::queue::file_name(entry))
+    directory.join(file_name(entry))
 }
 
 #[cfg(test)]
@@ -385,6 +400,17 @@ mod tests {
         assert!(long[1].len() <= MAX_COMMAND + 4 && long[1].ends_with('…'));
     }
 
+    #[test]
+    fn only_names_of_our_own_spelling_are_tickets() {
+        let entry = |number, mode| Some(Entry { number, mode });
+        assert_eq!(parse_file_name(b"7.x"), entry(7, Mode::Exclusive));
+        assert_eq!(parse_file_name(b"4611686018427387904.s"), entry(MAX_NUMBER, Mode::Shared));
+        for name in ["", "x", ".x", "7", "7.", "7.y", "07.x", "+7.x", " 7.x", "7.x ", "18446744073709551615.x", "-1.s"]
+        {
+            assert_eq!(parse_file_name(name.as_bytes()), None, "{name}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>, tail: String) {
@@ -392,6 +418,13 @@ mod tests {
             let mut ticket = text(&[]);
             ticket.extend(tail.into_bytes());
             prop_assert!(Record::parse(&ticket).is_some());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_name_is_read_without_panic(name: Vec<u8>) {
+            let _ = parse_file_name(&name);
         }
     }
 }

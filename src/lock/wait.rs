@@ -19,7 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::ticket::whole_file;
+use super::ofd::whole_file;
 use crate::job::Mode;
 
 /// The call to sleep in.

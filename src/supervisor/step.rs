@@ -34,6 +34,20 @@ pub enum Leftovers {
     Wait,
 }
 
+impl Leftovers {
+    /// Reads `kill` or `wait`.
+    ///
+    /// # Errors
+    /// A sentence fragment with the words that are allowed.
+    pub fn parse(word: &str) -> Result<Self, String> {
+        match word {
+            "kill" => Ok(Self::Kill),
+            "wait" => Ok(Self::Wait),
+            _ => Err(r#"leftovers are dealt with by "kill" or "wait""#.to_owned()),
+        }
+    }
+}
+
 /// The settings that steer the end of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
