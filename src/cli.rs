@@ -112,8 +112,11 @@ pub fn run_command(name: &'static str, mode: Mode) -> Command {
         }
         Mode::Shared => "Run a command that shares the machine with other pls jobs, and never overlaps a perflock one",
     };
-    let command =
-        RunArgs::augment_args(Command::new(name)).bin_name(name).about(about).version(env!("CARGO_PKG_VERSION"));
+    let command = RunArgs::augment_args(Command::new(name))
+        .args_override_self(true)
+        .bin_name(name)
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"));
     command.override_usage(format!("{name} [OPTIONS] [--] COMMAND [ARG]..."))
 }
 

@@ -46,8 +46,8 @@ pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Resul
         if ours && granted && ancestors.iter().any(|stat| is_supervisor(proc, stat, &seen, &record)) {
             let command = crate::text::command_line(&record.joined.command);
             return Err(format!(
-                "this runs below job {} ({command}), but {VARIABLE} was removed from its environment: waiting would wait for itself; \
-                 keep {VARIABLE} in the environment",
+                "this runs below job {} ({command}), but its environment's {VARIABLE} does not say so: waiting would wait for itself; keep \
+                 {VARIABLE} as the job has it",
                 seen.entry.number
             ));
         }

@@ -5,7 +5,7 @@
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::cgroup::{Backend, JobGroup, Population, detect, subreaper, v2};
+use crate::cgroup::{Backend, GroupError, JobGroup, Population, detect, subreaper, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
 use crate::procfs::Proc;
@@ -21,13 +21,22 @@ pub fn location_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<v2::
     if ours { detect::locate(mountinfo, path).ok() } else { None }
 }
 
-/// Opens the group that a dead ticket names, if it exists and belongs to the ticket's owner.
-pub fn group_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<Box<dyn JobGroup>> {
-    if record.group.as_ref()?.0 == Backend::Subreaper.name() {
-        return Some(Box::new(subreaper::Group::adopt(&seen.id(record).group_name())));
+/// Opens the group that a dead ticket names. `None` if there is none: it is gone, or not one that this ticket could name.
+///
+/// # Errors
+/// It cannot be told: the group is there, or may be.
+pub fn group_of(seen: &Seen, record: &Record, mountinfo: &str) -> Result<Option<Box<dyn JobGroup>>, GroupError> {
+    let Some((backend, _)) = &record.group else { return Ok(None) };
+    if *backend == Backend::Subreaper.name() {
+        return Ok(Some(Box::new(subreaper::Group::adopt(&seen.id(record).group_name()))));
     }
-    let location = location_of(seen, record, mountinfo)?;
-    Some(Box::new(v2::Group::adopt(location, seen.uid).ok()??))
+    let Some(location) = location_of(seen, record, mountinfo) else { return Ok(None) };
+    match v2::Group::adopt(location, seen.uid) {
+        Ok(group) => Ok(group.map(|group| Box::new(group) as Box<dyn JobGroup>)),
+        // Somebody else's group: the ticket is forged, and names nothing.
+        Err(GroupError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether only the ticket's owner and root can tell if its job has members: they are told by their environment.
@@ -43,8 +52,7 @@ fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
 }
 
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
-pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> bool {
-    let boot = proc.boot_id().unwrap_or_default();
+pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo: &str) -> bool {
     if record.joined.boot != boot {
         return true;
     }
@@ -59,17 +67,19 @@ pub fn is_spent(seen: &Seen, record: &Record, proc: &Proc, mountinfo: &str) -> b
         return false;
     }
     match group_of(seen, record, mountinfo) {
-        Some(group) if group.population() == Population::Populated => false,
-        Some(group) => {
+        Ok(Some(group)) if group.population() == Population::Populated => false,
+        Ok(Some(group)) => {
             let _ = group.remove();
             true
         }
-        None => true,
+        Ok(None) => true,
+        // For want of a descriptor, say: what cannot be seen to be empty is not.
+        Err(_) => false,
     }
 }
 
 /// What became of an orphan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum End {
     /// No member is left, and nothing is named by its ticket any more.
     Gone,
@@ -77,6 +87,8 @@ pub enum End {
     Unknown,
     /// The wait for its end was ended.
     Interrupted,
+    /// Whether it is empty could not be seen: nothing may be started beside it.
+    Failed(GroupError),
 }
 
 /// Ends the orphan behind a dead ticket, or waits until it has ended. Called with the lock file held.
@@ -95,7 +107,7 @@ pub fn end(
     let user = text::escape(&crate::user::name(seen.uid));
     let command = text::command_line(&record.joined.command);
     if is_hidden(seen, record) {
-        say.wrong(&format!(
+        say.wrong_now(&format!(
             "warning: the job {command} of {user} ran without a job group, and its supervisor was killed; whether its \
              processes ended is unknown (only {user} or root can see; the next perflock of either ends them)"
         ));
@@ -104,7 +116,11 @@ pub fn end(
     if is_out_of_sight(record, mountinfo) {
         return End::Unknown;
     }
-    let Some(group) = group_of(seen, record, mountinfo) else { return End::Gone };
+    let group = match group_of(seen, record, mountinfo) {
+        Ok(Some(group)) => group,
+        Ok(None) => return End::Gone,
+        Err(error) => return End::Failed(error),
+    };
     if group.population() == Population::Empty {
         let _ = group.remove();
         return End::Gone;
@@ -113,9 +129,9 @@ pub fn end(
     let ours = own.is_root() || own.as_raw() == seen.uid;
     let what = format!("the job {command} of {user}, whose supervisor was killed,");
     if ours {
-        say.wrong(&format!("ending {what} before starting"));
+        say.wrong_now(&format!("ending {what} before starting"));
     } else {
-        say.note(&format!("waiting for {what} to end (only {user} or root can end it)"));
+        say.note_now(&format!("waiting for {what} to end (only {user} or root can end it)"));
     }
     if !until_empty(&*group, ours, Some(limits)) {
         return End::Interrupted;
@@ -125,16 +141,17 @@ pub fn end(
 }
 
 /// A guard that somebody stopped cannot do its work when its supervisor dies, and would hold the machine for ever.
-/// Lets it go on, if it is ours to.
-pub fn wake_guard(ahead: &Ahead, proc: &Proc) {
-    let Some((_, record)) = &ahead.runner else { return };
-    let supervisor = proc.stat(record.joined.pid).ok().filter(|stat| stat.start_ticks == record.joined.start_ticks);
-    let (None, Some(pid)) = (supervisor, record.guard_pid.and_then(Pid::from_raw)) else { return };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
-    let stopped_guard =
-        proc.stat(pid.as_raw_pid()).is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T');
-    if stopped_guard {
-        let _ = pidfd_send_signal(pidfd, Signal::CONT);
+/// Lets those of the holders ahead go on, if they are ours to.
+pub fn wake_guards(ahead: &Ahead, proc: &Proc, boot: &str, pid_namespace: u64) {
+    let here = |record: &&Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
+    for record in ahead.holders.iter().map(|(_, record)| record).filter(here) {
+        let supervisor = proc.stat(record.joined.pid).ok().filter(|stat| stat.start_ticks == record.joined.start_ticks);
+        let (None, Some(pid)) = (supervisor, record.guard_pid.and_then(Pid::from_raw)) else { continue };
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
+        let stat = proc.stat(pid.as_raw_pid());
+        if stat.is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T') {
+            let _ = pidfd_send_signal(pidfd, Signal::CONT);
+        }
     }
 }

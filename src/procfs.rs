@@ -108,13 +108,16 @@ impl Proc {
         Ok(text.split(|&b| b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect())
     }
 
-    /// Whether the environment that the process was started with has the entry `NAME=value`.
+    /// Whether the environment that the process was started with has the variable `name`, and `word` is one of the words
+    /// of its value.
     ///
     /// # Errors
     /// The process is gone, or not ours to look into.
-    pub fn environ_has(&self, pid: i32, entry: &str) -> io::Result<bool> {
+    pub fn environ_has(&self, pid: i32, name: &str, word: &str) -> io::Result<bool> {
         let environ = read(&self.file(pid, "environ"))?;
-        Ok(environ.split(|&b| b == 0).any(|e| e == entry.as_bytes()))
+        let value = |entry: &'_ [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+        let values = environ.split(|&b| b == 0).filter_map(value);
+        Ok(values.into_iter().any(|value| value.split(|&b| b == b' ').any(|found| found == word.as_bytes())))
     }
 
     /// The effective user of the process.

@@ -21,7 +21,7 @@ pub fn in_the_way(ahead: &Ahead, outsiders: &dyn Fn() -> Vec<Outsider>) -> Strin
         let about = if ahead.exact { "" } else { "about " };
         line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
     }
-    if let Some((uid, record)) = &ahead.runner {
+    if let Some((uid, record)) = ahead.holders.first() {
         let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
         let user = text::escape(&crate::user::name(*uid));
         let command = text::cut(&text::command_line(&record.joined.command), COMMAND_COLUMNS);

@@ -34,7 +34,7 @@ use crate::text;
 use job::{Finished, Job};
 use wait::fatal;
 
-/// Which job this is: the identity of the outermost job on this machine that a process belongs to.
+/// The job of a lock that a process belongs to. A job of another lock inside it replaces it.
 const JOB_VARIABLE: &str = nested::VARIABLE;
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
@@ -328,7 +328,7 @@ impl Run {
             Ok(Some(result)) => self.finish(result, Some(hold), waited),
             Ok(None) => {
                 hold.release();
-                Ok(fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal))
+                Ok(self.gave_up(started))
             }
             Err(error) => {
                 hold.release();
@@ -348,12 +348,24 @@ impl Run {
         limits: Limits<'_>,
     ) -> Result<Option<Result<Finished, Error>>, Error> {
         for (seen, record) in hold.dead()? {
-            let ended =
-                orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say);
-            match ended {
-                orphan::End::Gone => hold.forget(&seen, limits),
-                orphan::End::Unknown => {}
-                orphan::End::Interrupted => return Ok(None),
+            loop {
+                match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
+                {
+                    orphan::End::Gone if record.group.is_some() => hold.forget(&seen, limits),
+                    orphan::End::Gone | orphan::End::Unknown => {}
+                    orphan::End::Interrupted => {
+                        if let Some(signal) = fatal(signals) {
+                            return Err(Error::Signalled(signal));
+                        }
+                        if limits.deadline.is_some_and(|at| at <= Instant::now()) {
+                            return Ok(None);
+                        }
+                        // A child that came home, or a ^Z that was late: neither ends the wait.
+                        continue;
+                    }
+                    orphan::End::Failed(error) => return Err(error.into()),
+                }
+                break;
             }
         }
         let id = hold.ticket().id;

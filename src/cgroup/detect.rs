@@ -77,6 +77,17 @@ pub fn own_mountinfo() -> String {
 /// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
 fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
     let own = own_location(proc, mountinfo)?;
+    // The root group has no such file, on any kernel.
+    let is_root = own.path == Path::new("/");
+    let kernel = rustix::system::uname();
+    let killable = if is_root {
+        has_cgroup_kill(&kernel.release().to_string_lossy())
+    } else {
+        own.directory().join("cgroup.kill").exists()
+    };
+    if !killable {
+        return Err("the kernel has no cgroup.kill (Linux 5.14)".to_owned());
+    }
     if !has_clone3() {
         return Err("clone3(2) is refused, by a container's filter or an old kernel".to_owned());
     }
@@ -93,6 +104,12 @@ fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
         "" | "domain" => Ok(Place::V2(own)),
         other => Err(format!("{} is a {other} group, which cannot hold a job group", directory.display())),
     }
+}
+
+/// Whether a kernel of this release has `cgroup.kill`.
+fn has_cgroup_kill(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 14)
 }
 
 /// Whether clone3(2) is there. With arguments of no size it does nothing but say that they are wrong.
@@ -197,6 +214,7 @@ mod tests {
         fs::write(root.path().join("proc/self/cgroup"), "1:cpu:/\n0::/ci\n").unwrap();
         fs::write(group.join("cgroup.procs"), "").unwrap();
         fs::write(group.join("cgroup.type"), kind).unwrap();
+        fs::write(group.join("cgroup.kill"), "").unwrap();
         let mountinfo = format!("22 20 0:22 / {}/cgroup rw - cgroup2 cgroup2 rw\n", root.path().display());
         let proc = Proc::at(root.path().join("proc"));
         (root, proc, mountinfo)
@@ -227,6 +245,18 @@ mod tests {
         let found = detect(&proc, "");
         assert_eq!(found.place, Place::Subreaper);
         assert_eq!(found.refused[0].why, "no cgroup v2 hierarchy is mounted");
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_kill_a_group_is_refused() {
+        let (root, proc, mountinfo) = captured("domain\n");
+        fs::remove_file(root.path().join("cgroup/ci/cgroup.kill")).unwrap();
+        assert_eq!(detect(&proc, &mountinfo).refused[0].why, "the kernel has no cgroup.kill (Linux 5.14)");
+        for (release, has) in
+            [("6.18.44-x", true), ("5.14.0", true), ("5.10.0-28-amd64", false), ("4.19", false), ("", false)]
+        {
+            assert_eq!(has_cgroup_kill(release), has, "{release}");
+        }
     }
 
     proptest! {

@@ -124,8 +124,8 @@ pub enum Population {
 pub enum Maker<'a> {
     /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.
     Into(BorrowedFd<'a>),
-    /// The supervisor makes it by a plain fork, with this entry added to its environment.
-    Marked(&'a str),
+    /// The supervisor makes it by a plain fork, with this variable set to this value in its environment.
+    Marked(&'a str, &'a str),
 }
 
 /// A job group of any backend.
@@ -190,11 +190,16 @@ impl OpenedMembers {
     pub fn open(group: &dyn JobGroup, pids: &[i32]) -> Self {
         let fit = pids.len().min(descriptors_for(pids.len()));
         let open = |&pid: &i32| Some((pid, open_pidfd(pid).ok()?));
-        let mut opened: Vec<(i32, OwnedFd)> = pids[..fit].iter().filter_map(open).collect();
+        let mut opened = Self(pids[..fit].iter().filter_map(open).collect());
+        opened.retain_members(group);
+        opened
+    }
+
+    /// Keeps those that are still listed.
+    pub fn retain_members(&mut self, group: &dyn JobGroup) {
         let mut still = group.members();
         still.sort_unstable();
-        opened.retain(|(pid, _)| still.binary_search(pid).is_ok());
-        Self(opened)
+        self.0.retain(|(pid, _)| still.binary_search(pid).is_ok());
     }
 
     /// Their process numbers.

@@ -26,7 +26,9 @@ const STOP_ROUNDS: usize = 8;
 #[derive(Debug)]
 pub struct Group {
     proc: Proc,
-    /// `PERFLOCK_MEMBER=NAME`.
+    /// The job's name: one word of the marker.
+    name: String,
+    /// The marker's value: inside another job without a group, that job's name too, which must find ours as its own.
     marker: String,
     /// `None` for a job whose supervisor is dead: only the marker tells its members.
     supervisor: Option<i32>,
@@ -50,14 +52,17 @@ impl Group {
         };
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(FileError::on("become the subreaper of", Path::new("the job")))?;
-        Ok(Self { proc, marker: format!("{MARKER}={name}"), supervisor: Some(own), inherited, excluded: Vec::new() })
+        let outer = std::env::var(MARKER).map(|outer| format!("{outer} ")).unwrap_or_default();
+        let (name, marker) = (name.to_owned(), format!("{outer}{name}"));
+        Ok(Self { proc, name, marker, supervisor: Some(own), inherited, excluded: Vec::new() })
     }
 
     /// The members of the job `name` whose supervisor is dead.
     pub fn adopt(name: &str) -> Self {
         Self {
             proc: Proc::default(),
-            marker: format!("{MARKER}={name}"),
+            name: name.to_owned(),
+            marker: String::new(),
             supervisor: None,
             inherited: Vec::new(),
             excluded: Vec::new(),
@@ -82,7 +87,7 @@ impl Group {
         let mut roots = if self.supervisor == Some(own) { children_of(&all, own) } else { Vec::new() };
         let not_ours = |pid: &i32| self.excluded.contains(pid) || self.inherited.contains(pid);
         roots.retain(|pid| !not_ours(pid));
-        let marked = all.iter().filter(|stat| self.proc.environ_has(stat.pid, &self.marker).unwrap_or(false));
+        let marked = all.iter().filter(|stat| self.proc.environ_has(stat.pid, MARKER, &self.name).unwrap_or(false));
         roots.extend(marked.map(|stat| stat.pid));
         let foreign = |pid: i32| pid == own || not_ours(&pid);
         let members = descendants(&all, roots, foreign);
@@ -125,7 +130,7 @@ impl JobGroup for Group {
     }
 
     fn maker(&self) -> Maker<'_> {
-        Maker::Marked(&self.marker)
+        Maker::Marked(MARKER, &self.marker)
     }
 
     fn exclude(&mut self, pid: i32) {

@@ -58,7 +58,13 @@ impl Group {
         check_name(&location.path)?;
         let path = location.directory();
         fs::create_dir(&path).map_err(FileError::on("create the group", &path))?;
-        Self::open(location).inspect_err(|_| {
+        // Without it nothing could be killed: better none than a group that holds the machine for ever.
+        let killable = path.join("cgroup.kill").exists();
+        let group = Self::open(location).and_then(|group| match killable {
+            true => Ok(group),
+            false => Err(GroupError::Refused { path: path.clone(), why: "it has no cgroup.kill (Linux 5.14)" }),
+        });
+        group.inspect_err(|_| {
             let _ = fs::remove_dir(&path);
         })
     }

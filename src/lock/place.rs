@@ -40,8 +40,8 @@ pub struct Ahead {
     pub jobs: usize,
     /// Every one of them was seen alive; false where there were too many to look at.
     pub exact: bool,
-    /// The first job that has the machine: ours or the one before us waits for it.
-    pub runner: Option<(u32, Record)>,
+    /// The jobs that have the machine: we, or those before us, wait for them.
+    pub holders: Vec<(u32, Record)>,
     /// The supervisors of the jobs that were looked at, whoever they are.
     pub supervisors: Vec<i32>,
 }
@@ -54,6 +54,8 @@ pub struct Place {
     ticket: Ticket,
     joined: Joined,
     mode: Mode,
+    /// It was stopped meanwhile, so that later jobs may have started before it.
+    was_stopped: bool,
 }
 
 impl Place {
@@ -71,7 +73,7 @@ impl Place {
             return Ok(Err(lock));
         };
         let mode = joined.mode;
-        Ok(Ok(Self { file: lock.file, queue: lock.queue, ticket, joined, mode }))
+        Ok(Ok(Self { file: lock.file, queue: lock.queue, ticket, joined, mode, was_stopped: false }))
     }
 
     /// Our ticket.
@@ -98,7 +100,7 @@ impl Place {
         let mut told = None;
         loop {
             let queue = self.queue.entries()?;
-            let target = match self.decide(&queue) {
+            let target = match self.decide(&queue)? {
                 // Holders ahead may be shared with us, or about to unlink their tickets: the lock file knows.
                 Decision::Start | Decision::Wait(Target::LockFile) if self.file.try_lock(self.mode)? => {
                     return self.granted();
@@ -117,7 +119,7 @@ impl Place {
                 Slept::Done if target == Target::LockFile => {
                     // The second look: a waiter that was stopped may have come back before us meanwhile. Holders
                     // do not matter now; we have what they would have had to have.
-                    match self.decide(&self.queue.entries()?) {
+                    match self.decide(&self.queue.entries()?)? {
                         Decision::Wait(Target::Ticket(_)) => self.file.unlock(),
                         Decision::Start | Decision::Wait(Target::LockFile) => return self.granted(),
                     }
@@ -129,15 +131,24 @@ impl Place {
         }
     }
 
-    fn decide(&self, queue: &[Entry]) -> Decision {
-        decide(self.ticket.entry, queue, |entry| self.queue.see(entry).map_or(Life::Dead, |seen| seen.life()))
+    fn decide(&self, queue: &[Entry]) -> Result<Decision, LockError> {
+        // A ticket that cannot be opened for want of descriptors is not a dead one.
+        let mut failure = None;
+        let decision = decide(self.ticket.entry, queue, |entry| match self.queue.try_see(entry) {
+            Ok(seen) => seen.map_or(Life::Dead, |seen| seen.life()),
+            Err(error) => {
+                failure = Some(error);
+                Life::Waiting
+            }
+        });
+        failure.map_or(Ok(decision), Err)
     }
 
     fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<Slept, LockError> {
         let Limits { interrupt, deadline } = limits;
         let slept = match target {
             Target::LockFile => wait::sleep_on(Call::Flock(self.file.as_fd(), self.mode), interrupt, deadline),
-            Target::Ticket(entry) => match self.queue.see(entry) {
+            Target::Ticket(entry) => match self.queue.try_see(entry)? {
                 Some(seen) => {
                     let fd = seen.into_fd();
                     wait::sleep_on(Call::WriterGone(fd.as_fd()), interrupt, deadline)
@@ -177,21 +188,22 @@ impl Place {
         // Those too many to look at are counted as if they lived.
         let mut jobs = queue.iter().skip(LOOKED_AT).filter(|&&entry| conflicting(entry)).count();
         let exact = jobs == 0;
-        let mut runner = None;
+        let mut holders = Vec::new();
         let mut supervisors = Vec::new();
         for seen in looked_at.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live) {
             jobs += usize::from(conflicting(seen.entry));
             let Some(record) = seen.record() else { continue };
             supervisors.push(record.joined.pid);
-            if runner.is_none() && record.granted_usec.is_some() {
-                runner = Some((seen.uid, record));
+            if record.granted_usec.is_some() {
+                holders.push((seen.uid, record));
             }
         }
-        Ahead { jobs, exact, runner, supervisors }
+        Ahead { jobs, exact, holders, supervisors }
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
-    pub fn stop(&self) {
+    pub fn stop(&mut self) {
+        self.was_stopped = true;
         // If this cannot be written, a newcomer may clean the ticket away and the place is lost: still safe.
         let _ = self.ticket.record(&Change::Stopped);
         let _ = fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
@@ -244,7 +256,7 @@ impl Place {
 
     /// After [`Woken::Held`].
     pub fn hold(self) -> Hold {
-        Hold { file: self.file, queue: self.queue, ticket: self.ticket }
+        Hold { file: self.file, queue: self.queue, ticket: self.ticket, was_stopped: self.was_stopped }
     }
 }
 
@@ -262,6 +274,7 @@ pub struct Hold {
     file: LockFile,
     queue: Queue,
     ticket: Ticket,
+    was_stopped: bool,
 }
 
 impl Hold {
@@ -275,15 +288,18 @@ impl Hold {
         [self.file.as_fd(), self.ticket.as_fd()]
     }
 
-    /// Dead tickets ahead of jobs that may not run beside a job of our mode. Their groups may still have members. Such
-    /// a ticket is always ahead: it keeps its number until its group is empty, and numbers only grow past it.
+    /// Dead tickets of jobs that may not run beside a job of our mode. Their groups may still have members. Such a ticket
+    /// is ahead of us: it keeps its number until its group is empty, and numbers only grow past it. Only where we were
+    /// stopped may a later job have started, and died, before us.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn dead(&self) -> Result<Vec<(Seen, Record)>, LockError> {
         let me = self.ticket.entry;
         let others = self.queue.entries()?.into_iter();
-        let conflicting = others.filter(|e| e.number < me.number && e.mode.conflicts_with(me.mode));
+        let conflicting = others.filter(|e| {
+            e.number != me.number && (self.was_stopped || e.number < me.number) && e.mode.conflicts_with(me.mode)
+        });
         Ok(conflicting
             .filter_map(|entry| self.queue.see(entry))
             .filter(|seen| !seen.is_live())

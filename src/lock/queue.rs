@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode as FileMode, OFlags};
 use rustix::io::Errno;
 
@@ -79,9 +80,18 @@ impl Queue {
         Ok(entries)
     }
 
-    /// Looks at one ticket. `None` if it is gone or no ticket.
+    /// Looks at one ticket. `None` if it is gone, no ticket, or cannot be looked at.
     pub fn see(&self, entry: Entry) -> Option<Seen> {
-        Seen::open(self.directory.as_fd(), entry)
+        self.try_see(entry).ok()?
+    }
+
+    /// Looks at one ticket. `None` if it is gone or no ticket.
+    ///
+    /// # Errors
+    /// We, or the machine, have no descriptor or memory left.
+    pub fn try_see(&self, entry: Entry) -> Result<Option<Seen>, LockError> {
+        let failed = |errno| FileError::on("open the ticket", &path_of(&self.path, entry))(errno).into();
+        Seen::open(self.directory.as_fd(), entry).map_err(failed)
     }
 
     /// Locks the directory, for the few microseconds that numbering or cleaning takes. `None` if interrupted or late.
@@ -90,7 +100,10 @@ impl Queue {
         interrupt: BorrowedFd<'_>,
         deadline: Option<Instant>,
     ) -> Result<Option<DirectoryLock<'_>>, LockError> {
-        let lock = DirectoryLock { directory: &self.directory };
+        // ^Z while we have it would stop everybody who wants to join.
+        let stops: SigSet = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().collect();
+        let mask = stops.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(|e| LockError::Wait(e.into()))?;
+        let lock = DirectoryLock { directory: &self.directory, mask };
         match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(lock)),
             Err(Errno::WOULDBLOCK) if deadline.is_some_and(|at| at <= Instant::now()) => return Ok(None),
@@ -208,11 +221,14 @@ impl AsFd for Queue {
 /// The directory's flock, let go when dropped.
 pub(super) struct DirectoryLock<'a> {
     directory: &'a File,
+    /// The signal mask from before.
+    mask: SigSet,
 }
 
 impl Drop for DirectoryLock<'_> {
     fn drop(&mut self) {
         let _ = rustix::fs::flock(self.directory, FlockOperation::Unlock);
+        let _ = self.mask.thread_set_mask();
     }
 }
 

@@ -41,6 +41,7 @@ impl Users {
 /// Not permitted, or something else stands in the place of the file or the directory.
 pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<String>, LockError> {
     let directory = queue_directory(lock);
+    let users = if repair { users } else { users_of(lock).unwrap_or(users) };
     let (file_mode, directory_mode) = users.modes();
     let create = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made_file = match rustix::fs::open(lock, create, FileMode::from_raw_mode(0o600)) {
@@ -72,6 +73,13 @@ pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<String>, Lo
     Ok(changes)
 }
 
+/// Who may use a lock file that is there already, as an older set-up leaves it: its queue is for the same.
+fn users_of(lock: &Path) -> Option<Users> {
+    let metadata = std::fs::symlink_metadata(lock).ok()?;
+    let for_a_group = metadata.is_file() && metadata.mode() & 0o007 == 0 && metadata.mode() & 0o040 != 0;
+    for_a_group.then_some(Users::Group(metadata.gid()))
+}
+
 fn group_note(users: Users) -> String {
     match users {
         Users::All | Users::Own => String::new(),
@@ -100,27 +108,29 @@ fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, L
     Ok(!right)
 }
 
-/// The lock file of `--private`, set up: in the user's run-time directory, else in a directory of the user's own in
-/// `/tmp`. A directory there that somebody else made is refused.
+/// The lock file of `--private`: in a directory of the user's own in `/tmp`. Not in `/run/user/UID`, which comes and goes
+/// with the user's sessions: two jobs of one user would then have two locks.
+pub fn private_path() -> PathBuf {
+    PathBuf::from(format!("/tmp/perflock-{}/perflock", rustix::process::geteuid().as_raw()))
+}
+
+/// Sets [`private_path`] up. A directory there that somebody else made, or that others can use, is refused.
 ///
 /// # Errors
 /// See [`set_up`].
 pub fn private_lock() -> Result<PathBuf, LockError> {
-    let uid = rustix::process::geteuid().as_raw();
-    let owned = |path: &Path| {
-        std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == uid && m.mode() & 0o077 == 0)
-    };
-    let run_time = PathBuf::from(format!("/run/user/{uid}"));
-    let directory = if owned(&run_time) { run_time } else { PathBuf::from(format!("/tmp/perflock-{uid}")) };
+    let lock = private_path();
+    let directory = lock.parent().unwrap_or(Path::new("/")).to_owned();
     match rustix::fs::mkdir(&directory, FileMode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(FileError::on("create", &directory)(errno).into()),
     }
-    if !owned(&directory) {
+    let own = rustix::process::geteuid().as_raw();
+    let metadata = std::fs::symlink_metadata(&directory).map_err(FileError::on("look at", &directory))?;
+    if !metadata.is_dir() || metadata.uid() != own || metadata.mode() & 0o077 != 0 {
         let kind = "not a directory that only you can use";
         return Err(LockError::WrongKind { path: directory, kind, expected: "one" });
     }
-    let lock = directory.join("perflock");
     set_up(&lock, Users::Own, false)?;
     Ok(lock)
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{AtFlags, Mode as FileMode};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::LockError;
@@ -266,13 +267,16 @@ pub struct Seen {
 
 impl Seen {
     /// Opens the ticket `entry` of the queue directory. `None` where there is none (any more), or where the file is
-    /// not one that perflock could have made: such a file is not in the queue.
-    pub(super) fn open(directory: BorrowedFd<'_>, entry: Entry) -> Option<Self> {
-        let fd = rustix::fs::openat(directory, file_name(entry), CAREFULLY, FileMode::empty()).ok()?;
-        let file = File::from(fd);
-        let metadata = file.metadata().ok()?;
+    /// not one that perflock could have made: such a file is not in the queue. An error only for want of resources.
+    pub(super) fn open(directory: BorrowedFd<'_>, entry: Entry) -> rustix::io::Result<Option<Self>> {
+        let file = match rustix::fs::openat(directory, file_name(entry), CAREFULLY, FileMode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(errno),
+            Err(_) => return Ok(None),
+        };
+        let Ok(metadata) = file.metadata() else { return Ok(None) };
         let plausible = metadata.is_file() && metadata.len() <= MAX_SIZE;
-        plausible.then(|| Self { file, entry, uid: metadata.uid(), device: metadata.dev(), inode: metadata.ino() })
+        Ok(plausible.then(|| Self { file, entry, uid: metadata.uid(), device: metadata.dev(), inode: metadata.ino() }))
     }
 
     /// Whether somebody holds the ticket's lock. Asking takes no lock.

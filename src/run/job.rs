@@ -65,7 +65,7 @@ impl Job<'_> {
         }
         let removed = group.remove();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
-        let warning = |error| format!("warning: {error}; it is empty, and a later job removes it");
+        let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");
         Ok(Finished { outcome, guard, warnings: removed.map_err(warning).err().into_iter().collect() })
     }
 

@@ -16,6 +16,9 @@ use crate::text;
 /// How long a wait that should be over at once goes on without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long even `--nonblock` and `--wait` let joining take.
+const JOINING: Duration = Duration::from_secs(1);
+
 impl Run {
     /// Joins the queue and waits. The inner error is how to end without the machine.
     pub(super) fn obtain(
@@ -27,11 +30,14 @@ impl Run {
         started: Instant,
     ) -> Result<Result<Hold, Ending>, Error> {
         let limits = self.limits(signals, started);
-        let spent = |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.proc, &here.mountinfo);
+        let spent =
+            |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
         // Joining takes microseconds, unless a neighbour holds the directory's lock: then it is said who.
         let mut patience = Some(started + PATIENCE);
+        // Also for --nonblock: the others who have it just now are gone in a moment.
+        let last = limits.deadline.map(|at| at.max(started + JOINING));
         let mut place = loop {
-            let soon = Limits { deadline: limits.deadline.into_iter().chain(patience).min(), ..limits };
+            let soon = Limits { deadline: last.into_iter().chain(patience).min(), ..limits };
             lock = match Place::join(lock, joined.clone(), soon, &mut { spent })? {
                 Ok(place) => break place,
                 Err(lock) => lock,
@@ -41,13 +47,11 @@ impl Run {
                 let holder = lock::outsiders::holder(&here.proc, &lock.queue);
                 let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|| vec![holder.clone()]));
                 let queue = lock.queue.path().display();
-                self.say.note(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
+                self.say.note_now(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
             }
             match fatal(signals) {
                 Some(signal) => return Ok(Err(Ending::Signal(signal))),
-                None if limits.deadline.is_some_and(|at| at <= Instant::now()) => {
-                    return Ok(Err(self.gave_up(started)));
-                }
+                None if last.is_some_and(|at| at <= Instant::now()) => return Ok(Err(self.gave_up(started))),
                 None => {}
             }
         };
@@ -58,9 +62,10 @@ impl Run {
                     told = true;
                     let _ = signals.catch_stop(&self.inherited);
                 }
-                orphan::wake_guard(&ahead, &here.proc);
+                orphan::wake_guards(&ahead, &here.proc, &here.boot, here.pid_namespace);
                 let who = report::in_the_way(&ahead, &outsiders(&ahead, place, &here.proc));
-                self.say.note(&format!("waiting for lock{who}"));
+                // Our ticket is live: a reader who does not read must not hold up the queue.
+                self.say.note_now(&format!("waiting for lock{who}"));
             };
             let woken = place.wait(self.settings.nonblock, limits, on_wait);
             let ending = match woken {
@@ -72,13 +77,16 @@ impl Run {
                     return Ok(Ok(place.hold()));
                 }
                 Ok(Woken::Busy) => {
-                    let who = place
-                        .ahead_now()
-                        .map(|ahead| report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc)));
-                    self.say.note(&format!("not waiting for lock{}", who.unwrap_or_default()));
-                    Ending::Code(self.settings.conflict_exit_code)
+                    let ahead = place.ahead_now().unwrap_or_default();
+                    let who = report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc));
+                    place.leave();
+                    self.say.note(&format!("not waiting for lock{who}"));
+                    return Ok(Err(Ending::Code(self.settings.conflict_exit_code)));
                 }
-                Ok(Woken::TimedOut) => self.gave_up(started),
+                Ok(Woken::TimedOut) => {
+                    place.leave();
+                    return Ok(Err(self.gave_up(started)));
+                }
                 Ok(Woken::Interrupted) => match waiter_signal(signals) {
                     None => continue,
                     Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
@@ -107,7 +115,8 @@ impl Run {
 
     pub(super) fn gave_up(&self, started: Instant) -> Ending {
         if self.settings.nonblock {
-            self.say.note("not waiting for lock");
+            self.say
+                .note("not waiting for lock: somebody has the queue locked, or what is left of a job is in the way");
         } else {
             self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
         }

@@ -213,6 +213,8 @@ impl Supervisor<'_> {
                     if opened.pids().is_empty() {
                         opened = OpenedMembers::open(self.group, &self.group.members());
                     }
+                    // Those that ended by themselves meanwhile were not ended by us.
+                    opened.retain_members(self.group);
                     opened.send(Signal::TERM);
                     leftovers.opened = opened;
                     leftovers.signalled(main);

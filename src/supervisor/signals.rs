@@ -147,6 +147,8 @@ pub fn stop_now() {
 pub fn die_of(signal: i32) {
     // The command has dumped core already, if anything had to.
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    // A limit does not hold for a core_pattern that is a pipe: core(5).
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let _ = set_default(signal);
     // SAFETY: a zeroed sigset_t is a valid empty set.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };

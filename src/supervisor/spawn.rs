@@ -92,8 +92,8 @@ pub fn spawn(
     let mut changes = changes.to_vec();
     let into = match maker {
         Maker::Into(directory) => Some(directory),
-        Maker::Marked(entry) => {
-            changes.extend(entry.split_once('=').map(|(name, value)| (name, value.to_owned())));
+        Maker::Marked(name, value) => {
+            changes.push((name, value.to_owned()));
             None
         }
     };
@@ -132,7 +132,7 @@ pub fn spawn(
 extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     // SAFETY: `clone` gives a valid pointer, and the parent sleeps until this process has executed or ended.
     let child = unsafe { &mut *child };
-    let failure = if child.signals.pending() {
+    let failure = if child.signals.pending() || stop_is_pending() {
         SIGNALLED
     } else {
         child.inherited.restore();
@@ -141,6 +141,18 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     child.failure.store(failure, Ordering::SeqCst);
     // SAFETY: ends the child at once; nothing of the supervisor's is flushed or dropped.
     unsafe { libc::_exit(127) }
+}
+
+/// Whether a ^Z waits to be let in: it would stop this process before it executes, and with it the supervisor, in a sleep
+/// that nothing but the end of this process ends. Async-signal-safe.
+fn stop_is_pending() -> bool {
+    // SAFETY: a zeroed sigset_t is a valid empty set.
+    let mut pending: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `pending` is a valid place for the answer.
+    unsafe { libc::sigpending(&raw mut pending) };
+    // SAFETY: `pending` is valid, and the signals are in range.
+    let is_in = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
+    is_in(libc::SIGTSTP) || is_in(libc::SIGTTIN) || is_in(libc::SIGTTOU)
 }
 
 /// A word in memory that stays shared with a child, whether or not the child shares the rest.
@@ -351,13 +363,14 @@ mod tests {
     #[test]
     fn a_command_runs_with_its_arguments_and_variables() {
         let command = command(&["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"]);
-        let main = spawn(&command, &inherited(), &signals(), Maker::Marked("M=1"), &[("A", "b".to_owned())]).unwrap();
+        let main =
+            spawn(&command, &inherited(), &signals(), Maker::Marked("M", "1"), &[("A", "b".to_owned())]).unwrap();
         assert_eq!(wait_for(main.pid).unwrap(), Exit::Code(7));
     }
 
     #[test]
     fn what_cannot_be_executed_comes_back_with_its_reason() {
-        match spawn(&command(&["/nonexistent/program"]), &inherited(), &signals(), Maker::Marked("M=1"), &[]) {
+        match spawn(&command(&["/nonexistent/program"]), &inherited(), &signals(), Maker::Marked("M", "1"), &[]) {
             Err(SpawnError::Exec { name, source }) => {
                 assert_eq!((&*name, source.raw_os_error()), ("/nonexistent/program", Some(libc::ENOENT)));
             }

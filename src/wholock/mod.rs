@@ -65,10 +65,15 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
         say.wrong(&warning);
     }
     let path = match args.private {
-        true => setup::private_lock().map_err(Error::Lock)?,
+        true => setup::private_path(),
         false => lock_path(args.lock.as_ref(), &environment, &config),
     };
-    let lock = Lock::open(&path).map_err(|error| match error {
+    let opened = Lock::open(&path);
+    if args.private && matches!(opened, Err(LockError::Missing(_))) {
+        // Made by the first job: nobody can have it yet.
+        return if args.quiet { Ok(0) } else { print(view::FREE).map(|()| 0) };
+    }
+    let lock = opened.map_err(|error| match error {
         LockError::Missing(_) => Error::NotSetUp(error),
         other => Error::Lock(other),
     })?;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Backend, JobGroup as _, Population, Usage, detect, subreaper, v2};
+use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
 use crate::clock;
 use crate::job::{JobId, Mode};
 use crate::lock::decide::{Decision, Entry, Life, Target, decide};
@@ -131,13 +131,13 @@ impl Snapshot {
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
         let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();
-        let has = |entry: &str| proc.environ_has(pid, entry).unwrap_or(false);
+        let has = |name: &str, word: &str| proc.environ_has(pid, name, word).unwrap_or(false);
         self.jobs().find(|job| {
             let name = job.id.group_name();
             by_group.contains(&job.id)
                 || job.keepers.contains(&pid)
-                || has(&format!("{}={name}", subreaper::MARKER))
-                || has(&format!("{}={}", nested::VARIABLE, job.id))
+                || has(subreaper::MARKER, &name)
+                || has(nested::VARIABLE, &job.id.to_string())
         })
     }
 
@@ -188,7 +188,10 @@ impl View<'_> {
                         snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan));
                     } else if self.same_machine_view(&record) {
                         let group = orphan::group_of(seen, &record, &self.mountinfo);
-                        if group.is_some_and(|group| group.population() == Population::Populated) {
+                        let empty = |group: Option<Box<dyn JobGroup>>| {
+                            group.is_none_or(|group| group.population() == Population::Empty)
+                        };
+                        if !group.is_ok_and(empty) {
                             snapshot.holders.push(self.with_usage(seen, &record, State::Orphan));
                         }
                     }

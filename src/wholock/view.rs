@@ -8,6 +8,9 @@ use super::snapshot::{Job, Snapshot, State};
 use crate::lock::outsiders::Outsider;
 use crate::text;
 
+/// What is shown when there is nothing to show.
+pub const FREE: &str = "the machine is free\n";
+
 /// What stands where the kernel does not say.
 const UNKNOWN: &str = "-";
 
@@ -28,7 +31,7 @@ pub fn terminal_width() -> Option<u16> {
 /// Holders, waiters, outsiders.
 pub fn table(snapshot: &Snapshot, width: Option<u16>) -> String {
     if snapshot.free() {
-        return "the machine is free\n".to_owned();
+        return FREE.to_owned();
     }
     let jobs = snapshot.holders.iter().chain(&snapshot.waiters).map(row);
     lay_out(jobs.chain(snapshot.outsiders.iter().map(outsider_row)).collect(), width)

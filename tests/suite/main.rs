@@ -17,6 +17,7 @@ mod outsiders;
 mod programs;
 mod queue;
 mod readme;
+mod regressions;
 mod release;
 mod setup;
 mod signals;

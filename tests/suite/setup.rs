@@ -264,15 +264,17 @@ fn a_private_lock_needs_no_set_up_and_excludes_only_own_jobs() {
 }
 
 #[test]
-fn a_user_s_own_run_time_directory_is_preferred() {
+fn a_private_lock_stays_the_same_when_sessions_come_and_go() {
     needs!(Root, V2);
     let world = World::for_uid(ALICE);
     let script = format!(
-        "{APART} mkdir -m 755 /run/user; mkdir -m 700 /run/user/41001; chown 41001:41001 /run/user/41001; \
-         as 41001 perflock --private ls /run/user/41001 /run/user/41001/perflock.d; ls /tmp"
+        "{APART} as 41001 perflock --private sh -c 'while [ ! -e go ]; do sleep 0.01; done' & \
+         until [ -e /tmp/perflock-41001/perflock.d/1.x ]; do sleep 0.01; done; \
+         mkdir -m 755 /run/user; mkdir -m 700 /run/user/41001; chown 41001:41001 /run/user/41001; \
+         set +e; as 41001 pls -q --private -n true; echo $?; touch go; wait; ls /run/user/41001"
     );
-    let done = world.in_mount_namespace(&script).run().exits(0).says("");
-    assert_eq!(done.stdout, "/run/user/41001:\nperflock\nperflock.d\n\n/run/user/41001/perflock.d:\n1.x\n");
+    world.in_mount_namespace(&script).run().prints("75\n").says("");
+    world.assert_clean();
 }
 
 #[test]
