@@ -159,8 +159,6 @@ impl Supervisor<'_> {
             self.feed(&mut machine, main, event, &mut leftovers);
             if let (true, Some(exit)) = (machine.done(), exit) {
                 let leftover_count = leftovers.count();
-                // Closed when we exit, which is soon: closing thousands would hold up the release of the machine.
-                std::mem::forget(leftovers.opened);
                 let leftovers = leftovers.named;
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
@@ -216,17 +214,19 @@ impl Supervisor<'_> {
                     // Those that ended by themselves meanwhile were not ended by us.
                     opened.retain_members(self.group);
                     opened.send(Signal::TERM);
-                    leftovers.opened = opened;
+                    let asked = opened.pids();
+                    leftovers.asked.extend(&asked);
+                    // A process whose pidfd is open takes longer to die.
+                    drop(opened);
                     leftovers.signalled(main);
                     // At the time limit the command's own processes are asked to end: that is no leftover.
                     if main_ended {
-                        leftovers.add(&leftovers.opened.pids(), None);
+                        leftovers.add(&asked, None);
                     }
                 }
                 Act::Continue => {
                     let members = self.group.members();
-                    let asked: HashSet<i32> = leftovers.opened.pids().into_iter().collect();
-                    let new: Vec<i32> = members.iter().copied().filter(|pid| !asked.contains(pid)).collect();
+                    let new: Vec<i32> = members.iter().copied().filter(|pid| !leftovers.asked.contains(pid)).collect();
                     signal_members(self.group, &new, Signal::TERM);
                     signal_members(self.group, &members, Signal::CONT);
                     if main_ended {
@@ -309,7 +309,10 @@ struct Leftover {
     /// They were looked for, since the group was populated; they may have ended before they could be named.
     seen: bool,
     killed: bool,
+    /// Opened while the group settles.
     opened: OpenedMembers,
+    /// Those that got TERM.
+    asked: HashSet<i32>,
     /// When they were last sent a signal.
     ended_at: Option<Duration>,
 }
