@@ -28,9 +28,10 @@
 //! the group → fork the guard → the command is born in the group. Taking the lock before looking at orphans shuts
 //! plain flock(1) users out again; naming the group before it exists means that no crash leaves an invisible one.
 //!
-//! *Release*: main process reaped and group `populated 0` → usage read → guard told to end → group removed → `LOCK_UN`
+//! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → printing. The unlock is explicit, since a descriptor that
-//! the guard shares keeps the lock; a slow terminal never holds the machine.
+//! the guard shares keeps the lock. While a ticket is live nothing is printed that would have to wait for its reader: a
+//! slow terminal never holds the machine, nor the queue.
 //!
 //! *Crashes*: supervisor dead → the guard kills the group, waits until it is empty, removes it and the ticket, and frees
 //! the lock by exiting. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
@@ -42,6 +43,8 @@
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose
 //!   supervisor is killed is lost.
+//! - A signal whose sender is a member of the job that was reaped before we looked is taken for one from outside, and
+//!   forwarded: the command may get it twice.
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;

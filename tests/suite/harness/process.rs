@@ -1,0 +1,290 @@
+//! Commands: building them, running them, and what they printed and how they ended.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write as _};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::terminal::Terminal;
+use super::{DEADLINE, EXECUTABLES, wait_until};
+
+/// Every signal as a terminal's shell gives it to a program: the tests may themselves be run in the background, or under
+/// nohup.
+pub(super) fn as_from_a_terminal() -> std::io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no function of ours.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// A command to be run in a world.
+#[must_use]
+pub(crate) struct Cmd {
+    pub(super) command: Command,
+    pub(super) uid: u32,
+    pub(super) group: Option<PathBuf>,
+    pub(super) stdin: Vec<u8>,
+}
+
+impl Cmd {
+    /// One more argument, as it is.
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// More arguments.
+    pub(crate) fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// An environment variable.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Without an environment variable.
+    pub(crate) fn env_remove(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// What the command reads on stdin; nothing by default.
+    pub(crate) fn stdin(mut self, text: &str) -> Self {
+        self.stdin = text.into();
+        self
+    }
+
+    /// As another user than the world's.
+    pub(crate) fn uid(mut self, uid: u32) -> Self {
+        self.uid = uid;
+        self
+    }
+
+    /// In another cgroup.
+    pub(crate) fn in_group(mut self, group: &Path) -> Self {
+        self.group = Some(group.to_owned());
+        self
+    }
+
+    /// Something to do in the new process before the program is executed. Must be async-signal-safe.
+    pub(crate) fn before_exec(mut self, action: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+        // SAFETY: the caller promises that the action is async-signal-safe.
+        unsafe { self.command.pre_exec(action) };
+        self
+    }
+
+    pub(super) fn prepared(mut self) -> (Command, Vec<u8>) {
+        let procs = self.group.map(|group| {
+            let path = group.join("cgroup.procs");
+            fs::File::options().write(true).open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+        });
+        let uid = self.uid;
+        let change_user = uid != nix::unistd::geteuid().as_raw();
+        let act = move || {
+            if let Some(procs) = &procs {
+                nix::unistd::write(procs, b"0")?;
+            }
+            if change_user {
+                nix::unistd::setgroups(&[])?;
+                nix::unistd::setgid(uid.into())?;
+                nix::unistd::setuid(uid.into())?;
+            }
+            Ok(())
+        };
+        // SAFETY: only system calls on values that exist already.
+        unsafe { self.command.pre_exec(act) };
+        (self.command, self.stdin)
+    }
+
+    /// Starts the command, its output collected.
+    #[track_caller]
+    pub(crate) fn spawn(self) -> Running {
+        let (mut command, stdin) = self.prepared();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = {
+            let _no_writer = EXECUTABLES.read();
+            command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+        };
+        let mut input = child.stdin.take().unwrap();
+        std::thread::spawn(move || input.write_all(&stdin));
+        let stdout = Collected::from(child.stdout.take().unwrap());
+        let stderr = Collected::from(child.stderr.take().unwrap());
+        Running { child, stdout, stderr, what: format!("{command:?}") }
+    }
+
+    /// Runs the command to its end.
+    #[track_caller]
+    pub(crate) fn run(self) -> Done {
+        self.spawn().wait()
+    }
+
+    /// Runs the command on a terminal of its own, in a session of its own, as in a terminal window.
+    pub(crate) fn on_terminal(self) -> Terminal {
+        Terminal::start(self)
+    }
+}
+
+/// Text that a thread collects from a pipe.
+#[derive(Clone)]
+pub(super) struct Collected(Arc<Mutex<(Vec<u8>, bool)>>);
+
+impl Collected {
+    pub(super) fn from(mut pipe: impl Read + Send + 'static) -> Self {
+        let collected = Self(Arc::new(Mutex::new((Vec::new(), false))));
+        let sink = collected.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // A terminal whose last user closed it reads as an error.
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                sink.0.lock().unwrap().0.extend_from_slice(&buffer[..length]);
+            }
+            sink.0.lock().unwrap().1 = true;
+        });
+        collected
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap().0).into_owned()
+    }
+
+    fn ended(&self) -> bool {
+        self.0.lock().unwrap().1
+    }
+}
+
+/// A command that runs.
+pub(crate) struct Running {
+    child: Child,
+    stdout: Collected,
+    stderr: Collected,
+    what: String,
+}
+
+impl Running {
+    /// Its process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: i32) {
+        // SAFETY: the child is ours and not reaped, so its number is its own.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    /// What it has printed on stdout so far.
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// What it has printed on stderr so far.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Waits until its stderr contains a text.
+    #[track_caller]
+    pub(crate) fn wait_stderr(&self, text: &str) {
+        wait_until(&format!("{text:?} in {:?} of {}", self.stderr(), self.what), || self.stderr().contains(text));
+    }
+
+    /// Waits until its stdout contains a text.
+    #[track_caller]
+    pub(crate) fn wait_stdout(&self, text: &str) {
+        wait_until(&format!("{text:?} in the output of {}", self.what), || self.stdout().contains(text));
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for its end, and for everything that was printed.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> Done {
+        let end = Instant::now() + DEADLINE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > end {
+                let _ = self.child.kill();
+                panic!("{} did not end\nstdout: {}\nstderr: {}", self.what, self.stdout(), self.stderr());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        wait_until(&format!("the output of {} ends", self.what), || self.stdout.ended() && self.stderr.ended());
+        Done { status, stdout: self.stdout.text(), stderr: self.stderr.text(), what: self.what.clone() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A test that failed half-way; after `wait` the child is reaped and this does nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A command that ended.
+pub(crate) struct Done {
+    /// How it ended.
+    pub(crate) status: ExitStatus,
+    /// Everything it printed on stdout.
+    pub(crate) stdout: String,
+    /// Everything it printed on stderr.
+    pub(crate) stderr: String,
+    what: String,
+}
+
+impl Done {
+    fn context(&self) -> String {
+        format!("{}\nstatus: {}\nstdout: {}\nstderr: {}", self.what, self.status, self.stdout, self.stderr)
+    }
+
+    /// It exited with this code.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{}", self.context());
+        self
+    }
+
+    /// It died of this signal.
+    #[track_caller]
+    pub(crate) fn dies_of(self, signal: i32) -> Self {
+        assert_eq!(self.status.signal(), Some(signal), "{}", self.context());
+        self
+    }
+
+    /// It printed exactly this on stdout.
+    #[track_caller]
+    pub(crate) fn prints(self, text: &str) -> Self {
+        assert_eq!(self.stdout, text, "{}", self.context());
+        self
+    }
+
+    /// It printed exactly this on stderr.
+    #[track_caller]
+    pub(crate) fn says(self, text: &str) -> Self {
+        assert_eq!(self.stderr, text, "{}", self.context());
+        self
+    }
+
+    /// Its stderr contains this.
+    #[track_caller]
+    pub(crate) fn mentions(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "no {text:?}: {}", self.context());
+        self
+    }
+}
