@@ -8,11 +8,6 @@ use crate::needs;
 /// Waits without end, in a way that traps run soon.
 const FOREVER: &str = "while :; do sleep 0.01; done";
 
-fn own_session() -> std::io::Result<()> {
-    nix::unistd::setsid()?;
-    Ok(())
-}
-
 /// A job that holds the machine until it is ended.
 pub(crate) fn holder(world: &World) -> Running {
     let holder = world.cmd("perflock sh -c").arg("echo held; exec sleep 60").spawn();
@@ -44,7 +39,7 @@ fn under_timeout_the_command_has_the_time_to_save() {
 fn a_command_that_signals_its_own_process_group_ends_as_it_wants() {
     needs!(V2);
     let world = World::new();
-    let job = world.cmd("perflock sh -c").arg("trap 'exit 3' TERM; kill 0").before_exec(own_session);
+    let job = world.cmd("perflock sh -c").arg("trap 'exit 3' TERM; kill 0");
     job.run().exits(3).prints("").says("");
     world.assert_clean();
 }

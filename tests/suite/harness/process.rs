@@ -112,6 +112,9 @@ impl Cmd {
     pub(crate) fn spawn(self) -> Running {
         let (mut command, stdin) = self.prepared();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own, as a shell gives to a job: ^Z does nothing to one whose parents are all in it or in another
+        // session, and the tests may be run like that.
+        command.process_group(0);
         let mut child = {
             let _no_writer = EXECUTABLES.read();
             command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
