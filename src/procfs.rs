@@ -78,6 +78,16 @@ impl Proc {
         parse_stat(&line).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
+    /// The children of a process's main thread, from one file: `/proc/PID/task/PID/children`.
+    ///
+    /// # Errors
+    /// The process is gone or hidden, or the kernel was built without `CONFIG_PROC_CHILDREN`.
+    pub fn children(&self, pid: i32) -> io::Result<Vec<i32>> {
+        let text = read(&self.file(pid, &format!("task/{pid}/children")))?;
+        let text = String::from_utf8_lossy(&text);
+        Ok(text.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
+    }
+
     /// The process's cgroup in the v2 hierarchy, as seen from our cgroup namespace: the `0::` line of `/proc/PID/cgroup`.
     ///
     /// # Errors

@@ -9,9 +9,9 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, pidfd_send_signal};
 
-use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, signal_members};
+use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, open_pidfd, signal_members};
 use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
@@ -66,6 +66,23 @@ impl Group {
             supervisor: None,
             inherited: Vec::new(),
             excluded: Vec::new(),
+        }
+    }
+
+    /// Stops our own children at once. A chain of processes that fork and exit is faster than a walk through `/proc`, but
+    /// whichever lives has come home to us. We alone reap our children, so their numbers are their own.
+    fn stop_children(&self) {
+        let own = std::process::id().cast_signed();
+        if self.supervisor != Some(own) {
+            return;
+        }
+        for pid in self.proc.children(own).unwrap_or_default() {
+            if !self.excluded.contains(&pid)
+                && !self.inherited.contains(&pid)
+                && let Ok(pidfd) = open_pidfd(pid)
+            {
+                let _ = pidfd_send_signal(pidfd, Signal::STOP);
+            }
         }
     }
 
@@ -166,6 +183,7 @@ impl JobGroup for Group {
         // Stopped processes do not fork: once a walk finds nobody new, killing misses nobody.
         let mut stopped = 0;
         for _ in 0..STOP_ROUNDS {
+            self.stop_children();
             let found = self.signal(Signal::STOP);
             if found <= stopped {
                 break;

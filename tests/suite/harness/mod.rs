@@ -391,7 +391,9 @@ impl World {
             let lines = self.ticket(ticket);
             let guard = lines.iter().rev().find(|line| line["event"] == "guard");
             pid = guard.and_then(|line| i32::try_from(line["pid"].as_i64()?).ok());
-            pid.is_some()
+            // Once it has its name it has left our process group, session and everything else that it must leave.
+            let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            pid.is_some_and(|pid| name(pid) == "perflock-guard\n")
         });
         pid.unwrap()
     }
