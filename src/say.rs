@@ -27,11 +27,6 @@ impl Say {
         self.name
     }
 
-    /// How much is said.
-    pub fn verbosity(&self) -> Verbosity {
-        self.verbosity
-    }
-
     /// Something that went wrong: said even with `--quiet`.
     pub fn wrong(&self, text: &str) {
         self.line(text);

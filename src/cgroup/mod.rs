@@ -25,7 +25,7 @@ pub mod v2;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -130,10 +130,6 @@ pub enum Maker<'a> {
 
 /// A job group of any backend.
 pub trait JobGroup: fmt::Debug {
-    /// How it was made.
-    fn backend(&self) -> Backend;
-    /// Its path in the v2 hierarchy, where it has one.
-    fn path(&self) -> Option<&Path>;
     /// How the first process gets in.
     fn maker(&self) -> Maker<'_>;
     /// A child of ours that is not a member.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, open_pidfd, signal_members};
+use super::{GroupError, JobGroup, Maker, Population, Usage, open_pidfd, signal_members};
 use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
@@ -138,14 +138,6 @@ fn descendants(all: &[Stat], roots: Vec<i32>, foreign: impl Fn(i32) -> bool) -> 
 }
 
 impl JobGroup for Group {
-    fn backend(&self) -> Backend {
-        Backend::Subreaper
-    }
-
-    fn path(&self) -> Option<&Path> {
-        None
-    }
-
     fn maker(&self) -> Maker<'_> {
         Maker::Marked(MARKER, &self.marker)
     }

@@ -12,7 +12,7 @@ use cgroups_rs::fs::cgroup::Cgroup;
 use cgroups_rs::fs::{Hierarchy, Subsystem};
 use rustix::fs::{Mode as FileMode, OFlags};
 
-use super::{Backend, GroupError, JobGroup, Maker, Population, Usage, usage};
+use super::{GroupError, JobGroup, Maker, Population, Usage, usage};
 use crate::error::FileError;
 use crate::job::GROUP_PREFIX;
 use crate::procfs::Proc;
@@ -164,14 +164,6 @@ fn parse_population(events: &str) -> Population {
 }
 
 impl JobGroup for Group {
-    fn backend(&self) -> Backend {
-        Backend::V2
-    }
-
-    fn path(&self) -> Option<&Path> {
-        Some(&self.location.path)
-    }
-
     fn maker(&self) -> Maker<'_> {
         Maker::Into(self.directory.as_fd())
     }

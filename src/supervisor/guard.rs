@@ -138,7 +138,7 @@ fn watch(group: &dyn JobGroup, supervisor: BorrowedFd<'_>) {
         }
     }
     until_empty(group, true, None);
-    // A group that cannot be removed is empty all the same; the next perflock sweeps it.
+    // A group that cannot be removed is empty all the same, and must not hold the machine.
     let _ = group.remove();
 }
 

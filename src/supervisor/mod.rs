@@ -10,7 +10,7 @@
 //! The supervisor is the command's parent and shares its process group, so exit status, terminal and job control
 //! are as without it: ^C and ^Z reach both from the terminal, and the supervisor leaves those to the command.
 //!
-//! 1. [`inherit`] captured what perflock was started with before Rust's start-up changed it.
+//! 1. [`inherit`] captured what perflock was started with, before anything changed it.
 //! 2. [`signals`]: handlers first, child second; a handler only writes to a pipe.
 //! 3. [`guard`]: forked before the command exists, with the lock's and the ticket's descriptions.
 //! 4. [`spawn`]: the command is born in the group and gets exactly what perflock was given.
@@ -210,9 +210,10 @@ impl Supervisor<'_> {
                     let mut opened = std::mem::take(&mut leftovers.opened);
                     if opened.pids().is_empty() {
                         opened = OpenedMembers::open(self.group, &self.group.members());
+                    } else {
+                        // Those that ended by themselves meanwhile were not ended by us.
+                        opened.retain_members(self.group);
                     }
-                    // Those that ended by themselves meanwhile were not ended by us.
-                    opened.retain_members(self.group);
                     opened.send(Signal::TERM);
                     let asked = opened.pids();
                     leftovers.asked.extend(&asked);

@@ -1,7 +1,7 @@
 //! The fallback without a job group, `--cgroup none`: the same promises, kept by other means.
 
-use crate::guard::{guard_of, kill_both, members, signal, stubborn};
-use crate::harness::{World, alive, pid_in, state_of, wait_until};
+use crate::guard::{guard_of, kill_both, members, stubborn};
+use crate::harness::{World, alive, pid_in, signal, state_of, wait_until};
 use crate::needs;
 use crate::release::{DAEMON, START_DAEMON, killed};
 

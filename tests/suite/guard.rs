@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::harness::{ALICE, BOB, Running, World, alive, pid_in, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Running, World, alive, kill_pair, pid_in, signal, state_of, wait_until};
 use crate::needs;
 use crate::release::{DAEMON, START_DAEMON};
 
@@ -19,23 +19,9 @@ pub(crate) fn guard_of(world: &World) -> i32 {
     found.unwrap()
 }
 
-/// Signals a guard that a test's own perflock started.
-pub(crate) fn signal(pid: i32, signal: i32) {
-    // SAFETY: the number is that of a process in this test's own cgroup, whose parent has not reaped it.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
-}
-
 /// Kills supervisor and guard so that neither can act on the other's death.
 pub(crate) fn kill_both(world: &World, running: Running) {
-    let guard = guard_of(world);
-    running.signal(libc::SIGSTOP);
-    wait_until("the supervisor is stopped", || state_of(running.pid()) == 'T');
-    signal(guard, libc::SIGKILL);
-    wait_until("the guard is dead", || !alive(guard));
-    running.signal(libc::SIGKILL);
-    // Its end only: its output goes on while the orphan has it.
-    let mut running = running;
-    wait_until("the supervisor is dead", || running.ended());
+    kill_pair(running, guard_of(world));
 }
 
 /// A job with a daemon and a child, all of which ignore what can be ignored. Their pids are in `daemon` and `child`.

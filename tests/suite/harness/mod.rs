@@ -400,16 +400,8 @@ impl World {
 
     /// Kills supervisor and guard of a job so that neither can act for the other: what is left is an orphan.
     #[track_caller]
-    pub(crate) fn kill_both(&self, mut supervisor: Running, ticket: &str) {
-        let guard = self.guard_of(ticket);
-        supervisor.signal(libc::SIGSTOP);
-        wait_until("the supervisor is stopped", || state_of(supervisor.pid()) == 'T');
-        // SAFETY: a child of the stopped supervisor, so not reaped: the number is its own.
-        assert_eq!(unsafe { libc::kill(guard, libc::SIGKILL) }, 0);
-        wait_until("the guard is dead", || !alive(guard));
-        supervisor.signal(libc::SIGKILL);
-        // Not the end of its output: the orphan may have that.
-        wait_until("the supervisor is dead", || supervisor.ended());
+    pub(crate) fn kill_both(&self, supervisor: Running, ticket: &str) {
+        kill_pair(supervisor, self.guard_of(ticket));
     }
 
     /// A shell script, run by root in a mount namespace of its own: what it mounts, nobody else sees.
@@ -430,6 +422,18 @@ impl World {
 pub(crate) fn threads_of(pid: i32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     tasks.map(|task| task.file_name().into_string().unwrap()).collect()
+}
+
+/// Kills a supervisor and its guard so that neither can act for the other.
+#[track_caller]
+pub(crate) fn kill_pair(mut supervisor: Running, guard: i32) {
+    supervisor.signal(libc::SIGSTOP);
+    wait_until("the supervisor is stopped", || state_of(supervisor.pid()) == 'T');
+    signal(guard, libc::SIGKILL);
+    wait_until("the guard is dead", || !alive(guard));
+    supervisor.signal(libc::SIGKILL);
+    // Not the end of its output: the orphan may have that.
+    wait_until("the supervisor is dead", || supervisor.ended());
 }
 
 /// Sends a signal to a process that a test's job started and that it knows to be alive.
