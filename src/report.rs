@@ -63,6 +63,12 @@ pub fn news(news: News, living: &[Ended], count: usize, policy: &Policy) -> Stri
     }
 }
 
+/// Why the job ended, where it is not the command's own doing.
+pub fn stopped(outcome: &Outcome) -> Option<String> {
+    let unit = outcome.stopped.as_ref()?;
+    Some(format!("systemd stopped the job's scope ({unit}): every process of the job was ended"))
+}
+
 /// Who was ended when the machine was given back. `name` is what was typed.
 pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
     let count = outcome.leftover_count;
@@ -122,6 +128,7 @@ mod tests {
             wall: Duration::from_millis(12_340),
             timed_out: false,
             cut_short: false,
+            stopped: None,
             leftovers,
             leftover_count,
             usage: Usage { cpu_usec: Some(88_100_000), ..Usage::default() },

@@ -13,12 +13,12 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{self, Choice, Detected, GroupError};
+use crate::cgroup::{self, Choice, Detected, GroupError, Place};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{GROUP_PREFIX, Mode};
-use crate::lock::{self, Change, Hold, Joined, Lock, LockError, setup};
+use crate::lock::{self, Hold, Joined, Lock, LockError, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
 use crate::poll::Limits;
@@ -185,6 +185,25 @@ impl Here {
     }
 }
 
+/// What to say where only the fallback is left.
+fn weaker(detected: &Detected) -> String {
+    format!(
+        "warning: no job group can be made here ({}); processes that hide from their parent may survive, and CPU time is \
+         not counted ({}; --cgroup=none silences this)",
+        detected.reasons(),
+        detected.cure()
+    )
+}
+
+/// The same where the fallback was refused.
+fn no_group(detected: &Detected) -> Error {
+    Error::Refused(format!(
+        "no job group can be made here ({}); {}, or use --cgroup=auto for weaker tracking",
+        detected.reasons(),
+        detected.cure()
+    ))
+}
+
 impl Run {
     fn run(mut self, args: &RunArgs) -> Result<Ending, Error> {
         let command = Command::look_up(&args.command, std::env::var_os("PATH").as_deref())?;
@@ -193,43 +212,45 @@ impl Run {
             self.say.wrong(&format!("warning: {name} does not exist yet; it is looked for again when the job starts"));
         }
         let here = Here::look()?;
-        let detected = self.detect(&here)?;
+        let mut detected = self.detect(&here)?;
         if self.settings.private {
             self.settings.lock = setup::private_lock()?;
         }
         let lock = self.open_lock()?;
         let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
-        self.announce(&detected);
-        let adopts = detected.place.backend() == cgroup::Backend::Subreaper;
+        // Orphans may come home to us: in the fallback, also where it is the last resort.
+        let adopts = detected.places.contains(&Place::Subreaper);
         let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
             .map_err(Error::system("install signal handlers"))?;
         match outer {
-            Some(outer) => self.run_nested(&command, &detected, &outer, &signals),
-            None => self.run_queued(&command, args, &here, &detected, lock, &signals),
+            Some(outer) => self.run_nested(&command, &here, &mut detected, &outer, &signals),
+            None => self.run_queued(&command, args, &here, &mut detected, lock, &signals),
         }
     }
 
-    /// Chooses the backend. Refusing to run is done here, before anything else is touched.
+    /// Finds the backends. Refusing to run is done here, before anything else is touched, if it is known.
     fn detect(&self, here: &Here) -> Result<Detected, Error> {
-        let detected = cgroup::detect(&here.proc, &here.mountinfo);
-        match (self.settings.cgroup, detected.place.backend()) {
-            (Choice::None, _) => Ok(Detected { place: cgroup::Place::Subreaper, refused: Vec::new() }),
-            (Choice::Required, cgroup::Backend::Subreaper) => Err(Error::Refused(format!(
-                "no job group can be made here ({}); use --cgroup=auto for weaker tracking",
-                detected.reasons()
-            ))),
-            _ => Ok(detected),
+        if self.settings.cgroup == Choice::None {
+            return Ok(Detected { places: vec![Place::Subreaper], refused: Vec::new() });
         }
-    }
-
-    /// Says what is weaker here than it could be.
-    fn announce(&self, detected: &Detected) {
-        if !detected.refused.is_empty() {
-            self.say.note(&format!(
-                "warning: no job group can be made here ({}); processes that hide from their parent may survive, and CPU \
-                 time is not counted (run perflock as root or in a delegated cgroup; --cgroup=none silences this)",
-                detected.reasons()
-            ));
+        let bus_address = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
+        let machine = cgroup::detect::Machine {
+            root: Path::new("/"),
+            mountinfo: &here.mountinfo,
+            uid: rustix::process::geteuid().as_raw(),
+            bus_address: bus_address.as_deref(),
+        };
+        let mut detected = cgroup::detect(&here.proc, &machine);
+        if self.settings.cgroup == Choice::Required {
+            detected.places.retain(|place| *place != Place::Subreaper);
+        }
+        match detected.places.first() {
+            None => Err(no_group(&detected)),
+            Some(Place::Subreaper) => {
+                self.say.note(&weaker(&detected));
+                Ok(detected)
+            }
+            Some(_) => Ok(detected),
         }
     }
 
@@ -270,7 +291,8 @@ impl Run {
     fn run_nested(
         &self,
         command: &Command,
-        detected: &Detected,
+        here: &Here,
+        detected: &mut Detected,
         outer: &Outer,
         signals: &Signals,
     ) -> Result<Ending, Error> {
@@ -286,10 +308,9 @@ impl Run {
         let own = std::process::id();
         let stamp = crate::clock::boottime_usec();
         let name = format!("{GROUP_PREFIX}nested-{own}-{stamp:x}");
-        let mut group = cgroup::create(&detected.place, &name)?;
         let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
-        let job = Job { run: self, command, signals, hold: None };
-        let result = job.run(&mut *group, &variables);
+        let job = Job { run: self, command, signals, hold: None, name: &name, variables: &variables };
+        let result = job.run(detected, &here.mountinfo);
         self.finish(result, None, Duration::ZERO)
     }
 
@@ -298,7 +319,7 @@ impl Run {
         command: &Command,
         args: &RunArgs,
         here: &Here,
-        detected: &Detected,
+        detected: &mut Detected,
         lock: Lock,
         signals: &Signals,
     ) -> Result<Ending, Error> {
@@ -337,12 +358,12 @@ impl Run {
         }
     }
 
-    /// With the machine held: deals with orphans, makes the group, and runs the job. `None` if `limits` ended the wait for one.
+    /// With the machine held: deals with orphans, and runs the job. `None` if `limits` ended the wait for one.
     fn run_held(
         &self,
         command: &Command,
         here: &Here,
-        detected: &Detected,
+        detected: &mut Detected,
         hold: &Hold,
         signals: &Signals,
         limits: Limits<'_>,
@@ -370,16 +391,9 @@ impl Run {
         }
         let id = hold.ticket().id;
         let name = id.group_name();
-        // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
-        let path = match &detected.place {
-            cgroup::Place::V2(parent) => Some(parent.child(&name).path),
-            cgroup::Place::Subreaper => None,
-        };
-        hold.ticket().record(&Change::Group { backend: detected.place.backend().name().to_owned(), path })?;
-        let mut group = cgroup::create(&detected.place, &name)?;
         let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];
-        let job = Job { run: self, command, signals, hold: Some(hold) };
-        Ok(Some(job.run(&mut *group, &variables)))
+        let job = Job { run: self, command, signals, hold: Some(hold), name: &name, variables: &variables };
+        Ok(Some(job.run(detected, &here.mountinfo)))
     }
 
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
@@ -392,7 +406,8 @@ impl Run {
         if let Some(guard) = guard {
             guard.reap();
         }
-        for line in warnings.iter().chain(report::ended(&outcome, self.say.name()).iter()) {
+        let what_happened = [report::stopped(&outcome), report::ended(&outcome, self.say.name())];
+        for line in warnings.iter().chain(what_happened.iter().flatten()) {
             self.say.wrong(line);
         }
         let worth_a_line = outcome.wall >= Duration::from_secs(2) || told_waiting;

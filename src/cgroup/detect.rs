@@ -1,10 +1,10 @@
-//! Which backend this machine offers to this process.
+//! Which backends this machine offers to this process.
 //!
-//! The candidates are tried from the strongest down; each one that is refused says why. Places in the order are kept
-//! for transient systemd scopes (before v2, since systemd may clean what it does not know) and for cgroup v1 (after
-//! v2): a candidate is a function from the machine to a [`Place`] or a [`Refusal`].
+//! They are tried from the strongest down; each one that is refused says why. On a machine that systemd runs, groups are
+//! systemd's: below a unit that it delegated, one is made directly (v2), elsewhere it is asked for a scope. A place for
+//! cgroup v1 is kept after v2: a candidate is a function from the machine to a [`Place`] or a [`Refusal`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags};
 
 use super::Backend;
+use super::systemd::Manager;
 use super::v2::Location;
+use crate::job::GROUP_PREFIX;
 use crate::procfs::{self, Proc};
 
 /// Where a job group will be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
+    /// In a scope of this service manager's.
+    Scope(Manager),
     /// Directly below this group.
     V2(Location),
     /// Nowhere: the fallback.
@@ -28,6 +32,7 @@ impl Place {
     /// The backend that makes it.
     pub fn backend(&self) -> Backend {
         match self {
+            Self::Scope(_) => Backend::Scope,
             Self::V2(_) => Backend::V2,
             Self::Subreaper => Backend::Subreaper,
         }
@@ -41,14 +46,22 @@ pub struct Refusal {
     pub backend: Backend,
     /// Why, as a sentence fragment.
     pub why: String,
+    /// What mends it, if that is known.
+    pub cure: Option<String>,
+}
+
+impl Refusal {
+    fn new(backend: Backend, why: String) -> Self {
+        Self { backend, why, cure: None }
+    }
 }
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
-    /// The strongest place there is.
-    pub place: Place,
-    /// The stronger ones, and why not.
+    /// What can be had, the strongest first. The last is the fallback, unless it was refused.
+    pub places: Vec<Place>,
+    /// What cannot, and why not.
     pub refused: Vec<Refusal>,
 }
 
@@ -58,25 +71,97 @@ impl Detected {
         let reasons = self.refused.iter().map(|refusal| format!("{}: {}", refusal.backend, refusal.why));
         reasons.collect::<Vec<_>>().join("; ")
     }
-}
 
-/// Looks for the strongest backend.
-pub fn detect(proc: &Proc, mountinfo: &str) -> Detected {
-    match v2_candidate(proc, mountinfo) {
-        Ok(place) => Detected { place, refused: Vec::new() },
-        Err(why) => Detected { place: Place::Subreaper, refused: vec![Refusal { backend: Backend::V2, why }] },
+    /// The one command that mends it, or what else does.
+    pub fn cure(&self) -> String {
+        let cure = self.refused.iter().find_map(|refusal| refusal.cure.clone());
+        cure.unwrap_or_else(|| "run perflock as root or in a delegated cgroup".to_owned())
     }
 }
 
-/// `/proc/self/mountinfo`; empty where it cannot be read, which finds nothing.
-pub fn own_mountinfo() -> String {
-    String::from_utf8_lossy(&procfs::read(Path::new("/proc/self/mountinfo")).unwrap_or_default()).into_owned()
+/// What is looked at besides `/proc`.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// `/`, but in tests.
+    pub root: &'a Path,
+    /// `/proc/self/mountinfo`.
+    pub mountinfo: &'a str,
+    /// Our effective user.
+    pub uid: u32,
+    /// `DBUS_SESSION_BUS_ADDRESS`.
+    pub bus_address: Option<&'a OsStr>,
 }
 
-/// A group of ours can be made, and a child born into it, when our own group's directory and its `cgroup.procs` are
-/// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
-fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
-    let own = own_location(proc, mountinfo)?;
+/// Looks for backends. Nobody is asked anything yet: that is done when the machine is ours.
+pub fn detect(proc: &Proc, machine: &Machine<'_>) -> Detected {
+    let mut found = Detected { places: Vec::new(), refused: Vec::new() };
+    let own = own_location(proc, machine.mountinfo);
+    let ours = own.as_ref().is_ok_and(is_delegated);
+    let mut candidates = [scope_candidate(own.as_ref(), machine), Some(v2_candidate(own.clone()))];
+    if ours {
+        candidates.reverse();
+    }
+    for candidate in candidates.into_iter().flatten() {
+        match candidate {
+            Ok(place) => found.places.push(place),
+            Err(refusal) => found.refused.push(refusal),
+        }
+    }
+    found.places.push(Place::Subreaper);
+    found
+}
+
+/// Whether our own group is in a unit that systemd has delegated. The machine's service manager marks the directories of
+/// such units, a user's does not (systemd 252): a job's own group is known by its name.
+fn is_delegated(own: &Location) -> bool {
+    let mut group = Some(own.clone());
+    while let Some(at) = group {
+        let name = at.path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if name.starts_with(GROUP_PREFIX) {
+            return true;
+        }
+        if name.ends_with(".service") || name.ends_with(".scope") {
+            // All of a user's units are in one that is delegated to their service manager, not to us.
+            return !name.starts_with("user@") && is_marked(&at.directory());
+        }
+        group = at.parent();
+    }
+    false
+}
+
+fn is_marked(directory: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0; 1];
+        rustix::fs::getxattr(directory, *name, &mut value[..]).is_ok() && value == *b"1"
+    })
+}
+
+/// A scope can be asked for where systemd runs, and the kernel can kill it. `None` without systemd: nothing is missing.
+fn scope_candidate(own: Result<&Location, &String>, machine: &Machine<'_>) -> Option<Result<Place, Refusal>> {
+    let refused = |why| Some(Err(Refusal::new(Backend::Scope, why)));
+    let manager = match Manager::find(machine.root, machine.uid, machine.bus_address) {
+        Ok(manager) => manager?,
+        Err(missing) => {
+            return Some(Err(Refusal { backend: Backend::Scope, why: missing.why, cure: missing.cure }));
+        }
+    };
+    let own = match own {
+        Ok(own) => own,
+        Err(why) => return refused(why.clone()),
+    };
+    if let Err(why) = kernel_can(own) {
+        return refused(why);
+    }
+    match rustix::fs::statvfs(&own.mount) {
+        Ok(mount) if mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => {
+            refused(format!("{} is mounted read-only", own.mount.display()))
+        }
+        _ => Some(Ok(Place::Scope(manager))),
+    }
+}
+
+/// What every group needs of the kernel.
+fn kernel_can(own: &Location) -> Result<(), String> {
     // The root group has no such file, on any kernel.
     let is_root = own.path == Path::new("/");
     let kernel = rustix::system::uname();
@@ -91,19 +176,35 @@ fn v2_candidate(proc: &Proc, mountinfo: &str) -> Result<Place, String> {
     if !has_clone3() {
         return Err("clone3(2) is refused, by a container's filter or an old kernel".to_owned());
     }
-    let directory = own.directory();
-    for (file, needed) in
-        [(directory.clone(), Access::WRITE_OK | Access::EXEC_OK), (directory.join("cgroup.procs"), Access::WRITE_OK)]
-    {
-        rustix::fs::accessat(rustix::fs::CWD, &file, needed, AtFlags::EACCESS).map_err(|errno| {
-            format!("no write access to {}: {}", file.display(), crate::error::reason(&errno.into()))
-        })?;
-    }
-    let kind = fs::read_to_string(directory.join("cgroup.type")).unwrap_or_default();
-    match kind.trim() {
-        "" | "domain" => Ok(Place::V2(own)),
-        other => Err(format!("{} is a {other} group, which cannot hold a job group", directory.display())),
-    }
+    Ok(())
+}
+
+/// A group of ours can be made, and a child born into it, when our own group's directory and its `cgroup.procs` are
+/// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
+fn v2_candidate(own: Result<Location, String>) -> Result<Place, Refusal> {
+    let writable = |own: Location| {
+        kernel_can(&own)?;
+        let directory = own.directory();
+        for (file, needed) in [
+            (directory.clone(), Access::WRITE_OK | Access::EXEC_OK),
+            (directory.join("cgroup.procs"), Access::WRITE_OK),
+        ] {
+            rustix::fs::accessat(rustix::fs::CWD, &file, needed, AtFlags::EACCESS).map_err(|errno| {
+                format!("no write access to {}: {}", file.display(), crate::error::reason(&errno.into()))
+            })?;
+        }
+        let kind = fs::read_to_string(directory.join("cgroup.type")).unwrap_or_default();
+        match kind.trim() {
+            "" | "domain" => Ok(Place::V2(own)),
+            other => Err(format!("{} is a {other} group, which cannot hold a job group", directory.display())),
+        }
+    };
+    own.and_then(writable).map_err(|why| Refusal::new(Backend::V2, why))
+}
+
+/// `/proc/self/mountinfo`; empty where it cannot be read, which finds nothing.
+pub fn own_mountinfo() -> String {
+    String::from_utf8_lossy(&procfs::read(Path::new("/proc/self/mountinfo")).unwrap_or_default()).into_owned()
 }
 
 /// Whether a kernel of this release has `cgroup.kill`.
@@ -220,12 +321,16 @@ mod tests {
         (root, proc, mountinfo)
     }
 
+    fn look(root: &Path, proc: &Proc, mountinfo: &str) -> Detected {
+        detect(proc, &Machine { root, mountinfo, uid: rustix::process::geteuid().as_raw(), bus_address: None })
+    }
+
     #[test]
     fn a_writable_group_is_chosen() {
         let (root, proc, mountinfo) = captured("domain\n");
-        let found = detect(&proc, &mountinfo);
+        let found = look(root.path(), &proc, &mountinfo);
         assert!(
-            matches!(&found.place, Place::V2(own) if own.directory() == root.path().join("cgroup/ci")),
+            matches!(&found.places[..], [Place::V2(own), Place::Subreaper] if own.directory() == root.path().join("cgroup/ci")),
             "{found:?}"
         );
         assert_eq!(found.refused, []);
@@ -233,17 +338,17 @@ mod tests {
 
     #[test]
     fn a_threaded_group_is_refused_with_its_reason() {
-        let (_root, proc, mountinfo) = captured("threaded\n");
-        let found = detect(&proc, &mountinfo);
-        assert_eq!(found.place, Place::Subreaper);
+        let (root, proc, mountinfo) = captured("threaded\n");
+        let found = look(root.path(), &proc, &mountinfo);
+        assert_eq!(found.places, [Place::Subreaper]);
         assert!(found.refused[0].why.contains("is a threaded group"), "{found:?}");
     }
 
     #[test]
     fn a_missing_hierarchy_is_refused_with_its_reason() {
-        let (_root, proc, _) = captured("domain\n");
-        let found = detect(&proc, "");
-        assert_eq!(found.place, Place::Subreaper);
+        let (root, proc, _) = captured("domain\n");
+        let found = look(root.path(), &proc, "");
+        assert_eq!(found.places, [Place::Subreaper]);
         assert_eq!(found.refused[0].why, "no cgroup v2 hierarchy is mounted");
     }
 
@@ -251,11 +356,60 @@ mod tests {
     fn a_kernel_that_cannot_kill_a_group_is_refused() {
         let (root, proc, mountinfo) = captured("domain\n");
         fs::remove_file(root.path().join("cgroup/ci/cgroup.kill")).unwrap();
-        assert_eq!(detect(&proc, &mountinfo).refused[0].why, "the kernel has no cgroup.kill (Linux 5.14)");
+        let found = look(root.path(), &proc, &mountinfo);
+        assert_eq!(found.refused[0].why, "the kernel has no cgroup.kill (Linux 5.14)");
         for (release, has) in
             [("6.18.44-x", true), ("5.14.0", true), ("5.10.0-28-amd64", false), ("4.19", false), ("", false)]
         {
             assert_eq!(has_cgroup_kill(release), has, "{release}");
+        }
+    }
+
+    /// The backends in order, on a machine with systemd and its bus, for a process in the unit `unit`; the marked ones
+    /// are delegated.
+    fn with_systemd(group: &str, marked: &[&str]) -> Option<Vec<Backend>> {
+        let (root, proc, mountinfo) = captured("domain\n");
+        let directory = root.path().join("cgroup").join(group);
+        fs::create_dir_all(&directory).unwrap();
+        for file in ["cgroup.procs", "cgroup.kill"] {
+            fs::write(directory.join(file), "").unwrap();
+        }
+        fs::write(root.path().join("proc/self/cgroup"), format!("0::/{group}\n")).unwrap();
+        for unit in marked {
+            let unit = root.path().join("cgroup").join(unit);
+            // Not on every filesystem.
+            rustix::fs::setxattr(&unit, "user.delegate", b"1", rustix::fs::XattrFlags::empty()).ok()?;
+        }
+        fs::create_dir_all(root.path().join("run/systemd/system")).unwrap();
+        fs::create_dir_all(root.path().join("run/dbus")).unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let socket = match uid {
+            0 => root.path().join("run/dbus/system_bus_socket"),
+            uid => root.path().join(format!("run/user/{uid}/bus")),
+        };
+        fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        Some(look(root.path(), &proc, &mountinfo).places.iter().map(Place::backend).collect())
+    }
+
+    #[test]
+    fn systemd_is_asked_unless_it_delegated_the_unit_that_we_are_in() {
+        const SCOPE_FIRST: [Backend; 3] = [Backend::Scope, Backend::V2, Backend::Subreaper];
+        const V2_FIRST: [Backend; 3] = [Backend::V2, Backend::Scope, Backend::Subreaper];
+        let user = "user.slice/user@1000.service";
+        for (group, marked, expected) in [
+            ("user.slice/session-3.scope", &[][..], SCOPE_FIRST),
+            ("system.slice/runner.service", &["system.slice/runner.service"], V2_FIRST),
+            ("system.slice/runner.service/a/b", &["system.slice/runner.service"], V2_FIRST),
+            // The service manager's own: everything in it is delegated to that.
+            ("user.slice/user@1000.service/app.slice/term.scope", &[user], SCOPE_FIRST),
+            ("user.slice/user@1000.service/init", &[user], SCOPE_FIRST),
+            ("plain", &[], SCOPE_FIRST),
+            ("user.slice/user@1000.service/app.slice/perflock-1.scope/perflock-1/sub", &[user], V2_FIRST),
+        ] {
+            if let Some(found) = with_systemd(group, marked) {
+                assert_eq!(found, expected, "{group}");
+            }
         }
     }
 

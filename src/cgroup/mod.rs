@@ -15,10 +15,15 @@
 //! makes and the group must not contain ourselves. Single signals go by pidfd, opened between two readings of the
 //! member list: a number that is in both, and whose pidfd still takes the signal, meant one process throughout.
 //!
+//! On a machine that systemd runs, groups are systemd's to give: [`scope`] asks it for one that is delegated to us. Below a
+//! group that is ours already a job group is made directly, [`v2`].
+//!
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`detect`] says why.
 
 pub mod detect;
+pub mod scope;
 pub mod subreaper;
+pub mod systemd;
 pub mod usage;
 pub mod v2;
 
@@ -63,6 +68,8 @@ impl Choice {
 /// How a job group is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
+    /// A cgroup v2 group in a systemd scope.
+    Scope,
     /// A cgroup v2 group directly below our own.
     V2,
     /// No group: descendants, and a marker in the environment.
@@ -73,6 +80,7 @@ impl Backend {
     /// The name in tickets.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Scope => "scope",
             Self::V2 => "v2",
             Self::Subreaper => "subreaper",
         }
@@ -118,8 +126,7 @@ pub enum Population {
     Populated,
 }
 
-/// How the job's first process gets into the group. Where the supervisor has no right to place a process (a systemd scope
-/// of a plain user), a launcher inside the group would make guard and command: a third way, that belongs here.
+/// How the job's first process gets into the group, where the supervisor makes it. In a systemd scope a launcher does.
 #[derive(Clone, Copy, Debug)]
 pub enum Maker<'a> {
     /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.
@@ -157,17 +164,10 @@ pub trait JobGroup: fmt::Debug {
     fn remove(&self) -> Result<(), GroupError>;
     /// What the guard must keep open to do its work.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
-}
-
-/// Makes the group `name` where `place` says.
-///
-/// # Errors
-/// See [`GroupError`].
-pub fn create(place: &Place, name: &str) -> Result<Box<dyn JobGroup>, GroupError> {
-    Ok(match place {
-        Place::V2(parent) => Box::new(v2::Group::create(parent, name)?),
-        Place::Subreaper => Box::new(subreaper::Group::create(name)?),
-    })
+    /// The systemd unit that was made for the job. When systemd stops it, the job must end.
+    fn unit(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// How many pidfds are open at a time where the limit on descriptors cannot be raised: well below the usual soft limit

@@ -34,6 +34,12 @@ impl Location {
         Self { mount: self.mount.clone(), relative: self.relative.join(name), path: self.path.join(name) }
     }
 
+    /// The group above, if it is in the mount.
+    pub fn parent(&self) -> Option<Self> {
+        let (relative, path) = (self.relative.parent()?.to_owned(), self.path.parent()?.to_owned());
+        Some(Self { mount: self.mount.clone(), relative, path })
+    }
+
     /// Its directory.
     pub fn directory(&self) -> PathBuf {
         self.mount.join(&self.relative)
@@ -109,6 +115,16 @@ impl Group {
         }
         let events = open(&path.join("cgroup.events"), OFlags::RDONLY | OFlags::CLOEXEC)?;
         Ok(Self { location, directory, events })
+    }
+
+    /// Where it is in the hierarchy.
+    pub fn path(&self) -> &Path {
+        &self.location.path
+    }
+
+    /// To be born in it.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 
     /// Refuses to touch a group that contains ourselves. Its name was checked when it was opened.

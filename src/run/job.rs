@@ -1,17 +1,22 @@
 //! Running one job in its group, between holding the machine and giving it back.
 
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 
-use super::{Error, Run, fatal};
-use crate::cgroup::{JobGroup, Population};
+use super::{Error, Run, fatal, no_group, weaker};
+use crate::cgroup::scope::{self, NoScope};
+use crate::cgroup::systemd::{Manager, Missing};
+use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, subreaper, v2};
+use crate::helper::Interrupt;
 use crate::lock::{Change, Hold};
 use crate::report;
 use crate::supervisor::command::Command;
-use crate::supervisor::guard::{Guard, until_empty};
+use crate::supervisor::guard::{Charge, Guard, until_empty};
+use crate::supervisor::launcher::{Launcher, Work};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::{self, Main, SpawnError};
 use crate::supervisor::step::News;
-use crate::supervisor::{Notice, Outcome, Supervisor};
+use crate::supervisor::{Notice, Outcome, StartGuard, Supervisor};
 
 /// A job that may start now.
 pub(super) struct Job<'a> {
@@ -20,6 +25,10 @@ pub(super) struct Job<'a> {
     pub(super) signals: &'a Signals,
     /// `None` inside another job, which holds the machine for us.
     pub(super) hold: Option<&'a Hold>,
+    /// Its group's name.
+    pub(super) name: &'a str,
+    /// What its environment has besides ours.
+    pub(super) variables: &'a [(&'a str, String)],
 }
 
 /// A job that was seen to its end.
@@ -32,31 +41,133 @@ pub(super) struct Finished {
 }
 
 impl Job<'_> {
-    /// Runs the command in `group` to its end, and leaves the group removed.
-    pub(super) fn run(&self, group: &mut dyn JobGroup, variables: &[(&str, String)]) -> Result<Finished, Error> {
+    /// Runs the command to its end in the strongest group that can be had, and leaves that removed. A place that proves to
+    /// be none moves from the places to the refusals.
+    pub(super) fn run(&self, detected: &mut Detected, mountinfo: &str) -> Result<Finished, Error> {
         let shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
-        let start_guard = |group: &dyn JobGroup| {
-            Guard::start(group, &shared, &|| {
-                if let Some(hold) = self.hold {
-                    hold.ticket().unlink();
-                }
-            })
-        };
-        let (guard, main) = match self.start(group, variables, &start_guard) {
-            Ok(started) => started,
-            Err(error) => {
-                // The child that could not execute the command is gone in a moment.
-                until_empty(group, group.population() == Population::Populated, None);
-                // The error is what there is to say.
-                let _ = group.remove();
-                return Err(error);
+        let after = || {
+            if let Some(hold) = self.hold {
+                hold.ticket().unlink();
             }
         };
+        let charge = Charge { keep: &shared, after: &after };
+        while !detected.places.is_empty() {
+            match detected.places.remove(0) {
+                Place::Scope(manager) => match self.in_scope(&manager, charge, mountinfo)? {
+                    Ok(finished) => return Ok(finished),
+                    Err(Missing { why, cure }) => {
+                        detected.refused.push(Refusal { backend: Backend::Scope, why, cure });
+                        if detected.places.first() == Some(&Place::Subreaper) {
+                            self.run.say.note_now(&weaker(detected));
+                        }
+                    }
+                },
+                Place::V2(parent) => {
+                    // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
+                    self.record_group(Backend::V2, Some(parent.child(self.name).path))?;
+                    return self.in_group(&mut v2::Group::create(&parent, self.name)?, charge);
+                }
+                Place::Subreaper => {
+                    self.record_group(Backend::Subreaper, None)?;
+                    return self.in_group(&mut subreaper::Group::create(self.name)?, charge);
+                }
+            }
+        }
+        Err(no_group(detected))
+    }
+
+    /// In a group into which we make guard and command ourselves.
+    fn in_group(&self, group: &mut dyn JobGroup, charge: Charge<'_>) -> Result<Finished, Error> {
+        let start_guard = |group: &dyn JobGroup| Guard::start(group, charge);
+        match self.start(group, &start_guard) {
+            Ok((guard, main)) => self.watch(group, guard, &main, &start_guard),
+            Err(error) => {
+                abandon(group);
+                Err(error)
+            }
+        }
+    }
+
+    /// In a scope, where a launcher makes guard and command. The inner error: it cannot be had.
+    fn in_scope(
+        &self,
+        manager: &Manager,
+        charge: Charge<'_>,
+        mountinfo: &str,
+    ) -> Result<Result<Finished, Missing>, Error> {
+        self.record_group(Backend::Scope, None)?;
+        let open = || scope::Group::open_around_us(self.name, mountinfo);
+        let (command, variables) = (self.command, self.variables);
+        let work = Work { command, inherited: &self.run.inherited, variables, charge, open: &open };
+        let launcher = Launcher::start(work).map_err(Error::system("start a process"))?;
+        let signalled = Cell::new(None);
+        let ends_us = || {
+            signalled.set(fatal(self.signals));
+            signalled.get().is_some()
+        };
+        let interrupt = Interrupt { fd: self.signals.fd(), ends_us: &ends_us };
+        // A launcher that dies in the scope takes the scope with it, so nothing is left if we end or are killed here.
+        let mut group = match scope::Group::create(manager, self.name, launcher.pid, mountinfo, &interrupt) {
+            Ok(group) => group,
+            Err(reason) => {
+                launcher.dismiss();
+                return match (reason, signalled.get()) {
+                    (NoScope::Missing(missing), _) => Ok(Err(missing)),
+                    (NoScope::Interrupted, signal) => Err(Error::Signalled(signal.unwrap_or(libc::SIGTERM))),
+                };
+            }
+        };
+        if let Err(error) = self.record_group(Backend::Scope, Some(group.path().to_owned())) {
+            launcher.dismiss();
+            abandon(&group);
+            return Err(error);
+        }
+        let (guard, gate) = launcher.go().map_err(|error| {
+            abandon(&group);
+            Error::System { what: "start the guard in the scope", source: error }
+        })?;
+        self.record(&Change::Guard { pid: guard.pid });
+        // With the launcher gone and the command not yet executing.
+        group.enable_controllers();
+        let main = gate.map_err(Error::from).and_then(|gate| match fatal(self.signals) {
+            // It may have come before the command was born, and then the command does not know of it.
+            Some(signal) => {
+                gate.turn_away();
+                Err(Error::Signalled(signal))
+            }
+            None => Ok(gate.let_in(self.command)?),
+        });
+        match main {
+            Ok(main) => {
+                let start_guard = |group: &dyn JobGroup| {
+                    let guard = Guard::start(group, charge)?;
+                    // If systemd does not move it, it guards from where we are.
+                    scope::take_in_guard(manager, group, guard.pid);
+                    Ok(guard)
+                };
+                self.watch(&mut group, guard, &main, &start_guard).map(Ok)
+            }
+            Err(error) => {
+                guard.end();
+                guard.reap();
+                abandon(&group);
+                Err(error)
+            }
+        }
+    }
+
+    /// Watches over the job until it is over.
+    fn watch(
+        &self,
+        group: &mut dyn JobGroup,
+        guard: Guard,
+        main: &Main,
+        start_guard: &StartGuard<'_>,
+    ) -> Result<Finished, Error> {
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
-        let mut supervisor =
-            Supervisor { group, signals, start_guard: &start_guard, guard: Some(guard), notice: &mut notice };
-        let outcome = supervisor.watch(&main, self.run.settings.policy);
+        let mut supervisor = Supervisor { group, signals, start_guard, guard: Some(guard), notice: &mut notice };
+        let outcome = supervisor.watch(main, self.run.settings.policy);
         let guard = supervisor.guard.take();
         if outcome.is_err() {
             // We cannot watch it, so it must not go on.
@@ -69,12 +180,7 @@ impl Job<'_> {
         Ok(Finished { outcome, guard, warnings: removed.map_err(warning).err().into_iter().collect() })
     }
 
-    fn start(
-        &self,
-        group: &mut dyn JobGroup,
-        variables: &[(&str, String)],
-        start_guard: &dyn Fn(&dyn JobGroup) -> std::io::Result<Guard>,
-    ) -> Result<(Guard, Main), Error> {
+    fn start(&self, group: &mut dyn JobGroup, start_guard: &StartGuard<'_>) -> Result<(Guard, Main), Error> {
         let guard = start_guard(group).map_err(Error::system("start the guard"))?;
         group.exclude(guard.pid);
         self.record(&Change::Guard { pid: guard.pid });
@@ -83,7 +189,7 @@ impl Job<'_> {
             if let Some(signal) = fatal(self.signals) {
                 break Err(Error::Signalled(signal));
             }
-            match spawn::spawn(self.command, &self.run.inherited, self.signals, group.maker(), variables) {
+            match spawn::spawn(self.command, &self.run.inherited, self.signals, group.maker(), self.variables) {
                 Err(SpawnError::Signalled) => {}
                 other => break other.map_err(Error::from),
             }
@@ -95,6 +201,14 @@ impl Job<'_> {
                 guard.reap();
                 Err(error)
             }
+        }
+    }
+
+    /// A group that no ticket names would be invisible to the next perflock: without this nothing is started.
+    fn record_group(&self, backend: Backend, path: Option<std::path::PathBuf>) -> Result<(), Error> {
+        match self.hold {
+            Some(hold) => Ok(hold.ticket().record(&Change::Group { backend: backend.name().to_owned(), path })?),
+            None => Ok(()),
         }
     }
 
@@ -126,4 +240,11 @@ impl Job<'_> {
             Notice::CannotKill(why) => say.wrong_now(&why),
         }
     }
+}
+
+/// Leaves the group of a job that did not start. A child that could not execute the command is gone in a moment.
+fn abandon(group: &dyn JobGroup) {
+    until_empty(group, group.population() == Population::Populated, None);
+    // The error is what there is to say.
+    let _ = group.remove();
 }

@@ -4,17 +4,26 @@
 //! lock and the ticket, so both stay locked while it lives, and it sleeps on the supervisor's pidfd, which the
 //! supervisor opened itself: `getppid()` would race with its death. When the supervisor is dead, the guard kills the
 //! group, waits until it is empty, removes it and the ticket, and lets the lock go by exiting: never before.
+//!
+//! In a systemd scope it lives beside the job group, since the session that the supervisor lives in may end first.
+//! systemd stops a scope by TERM to every process in it, and KILL 90 s later. The guard answers TERM by killing the job
+//! at once: if it died of it while the job did not, the job would go on unguarded until then.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::SignalFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::spawn::BlockedSignals;
+use super::shared::SharedWord;
 use crate::cgroup::{JobGroup, Population};
 use crate::child;
+use crate::fork::{self, Kin};
+use crate::mask::BlockedSignals;
 use crate::poll::Limits;
 
 /// The process's name, as ps(1) and top(1) show it.
@@ -26,34 +35,64 @@ pub struct Guard {
     /// Its pid.
     pub pid: i32,
     pidfd: OwnedFd,
+    told: Told,
+}
+
+/// What a guard tells its supervisor: that systemd stops the unit which the job is in.
+#[derive(Debug)]
+pub(super) struct Told(SharedWord);
+
+impl Told {
+    pub(super) fn new() -> io::Result<Self> {
+        SharedWord::new().map(Self)
+    }
+
+    fn stopped(&self) -> bool {
+        self.0.word().load(Ordering::SeqCst) != 0
+    }
+}
+
+/// What a guard needs of its supervisor.
+#[derive(Clone, Copy)]
+pub struct Charge<'a> {
+    /// Kept open: the lock's and the ticket's descriptors.
+    pub keep: &'a [BorrowedFd<'a>],
+    /// Called when the supervisor is dead and the group is empty and removed.
+    pub after: &'a dyn Fn(),
 }
 
 impl Guard {
-    /// Forks the guard of `group`. It keeps `keep` open and calls `after` when the group is empty and removed.
+    /// Forks the guard of `group`.
     ///
     /// # Errors
     /// The process could not be made.
-    pub fn start(group: &dyn JobGroup, keep: &[BorrowedFd<'_>], after: &dyn Fn()) -> io::Result<Self> {
+    pub fn start(group: &dyn JobGroup, charge: Charge<'_>) -> io::Result<Self> {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        let told = Told::new()?;
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;
-        match fork()? {
+        // SAFETY: perflock has one thread here; the lock's helper was joined.
+        match unsafe { fork::fork(Kin::QuietChild, None) }? {
             Some((pid, pidfd)) => {
                 drop(blocked);
-                Ok(Self { pid, pidfd })
+                Ok(Self { pid, pidfd, told })
             }
-            None => {
-                let mut kept: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
-                kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
-                kept.push(supervisor.as_raw_fd());
-                leave_everything_else(kept);
-                watch(group, supervisor.as_fd());
-                after();
-                // SAFETY: ends the process at once, without flushing or dropping what it has from the supervisor;
-                // the kernel lets the locks go with the descriptors.
-                unsafe { libc::_exit(0) }
-            }
+            None => serve(group, charge, supervisor.as_fd(), &told),
         }
+    }
+
+    /// A guard that a launcher made for us: a child of ours that nobody has reaped.
+    ///
+    /// # Errors
+    /// The process cannot be had by its pidfd.
+    pub(super) fn made_by_launcher(pid: i32, told: Told) -> io::Result<Self> {
+        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+        Ok(Self { pid, pidfd, told })
+    }
+
+    /// Whether it was asked to end by systemd, which stops the job's unit, and has killed the job for that.
+    pub fn was_stopped(&self) -> bool {
+        self.told.stopped()
     }
 
     /// Readable once the guard ended.
@@ -73,32 +112,30 @@ impl Guard {
     }
 }
 
-/// A fork whose end sends no SIGCHLD, so that it is not among the children that a job's orphans are told from: see
-/// [`child`]. `None` in the child.
-fn fork() -> io::Result<Option<(i32, OwnedFd)>> {
-    let mut pidfd: libc::c_int = -1;
-    // SAFETY: clone_args is plain integers; zero means "not used" for each, and for the exit signal "none".
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
-    // SAFETY: without CLONE_VM this is a fork. perflock has one thread here (the lock's helper was joined), so the child's
-    // memory is as consistent as ours, and it may allocate.
-    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
-    if pid == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
-        // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see.
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above, by clone(2): flags and exit signal in one, no stack of its own, and where the pidfd goes.
-        pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PIDFD, none, &raw mut pidfd, none, none) };
-    }
-    match pid {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
-        pid => {
-            // SAFETY: the kernel stored a new descriptor that nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Some((i32::try_from(pid).map_err(io::Error::other)?, pidfd)))
+/// The guard's life. All signals are blocked.
+pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: BorrowedFd<'_>, told: &Told) -> ! {
+    // Where there is no unit to be stopped, TERM is nothing to a guard.
+    let term = group.unit().and_then(|_| SignalFd::new(&SigSet::from(nix::sys::signal::Signal::SIGTERM)).ok());
+    let mut kept: Vec<RawFd> = charge.keep.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
+    kept.push(supervisor.as_raw_fd());
+    kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
+    leave_everything_else(kept);
+    if watch(supervisor, term.as_ref().map(AsFd::as_fd)) == End::Stopped {
+        // Said before it is done: the supervisor sees the job end.
+        told.0.word().store(1, Ordering::SeqCst);
+        until_empty(group, true, None);
+        if !fork::has_ended(supervisor) {
+            // It gives the machine back.
+            fork::end(0);
         }
     }
+    until_empty(group, true, None);
+    // A group that cannot be removed is empty all the same, and must not hold the machine.
+    let _ = group.remove();
+    (charge.after)();
+    // The kernel lets the locks go with the descriptors.
+    fork::end(0)
 }
 
 /// Keeps nothing of the supervisor's but `kept`: a pipe that the guard held open would keep its reader waiting.
@@ -130,16 +167,27 @@ fn close_range(first: RawFd, last: RawFd) {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
-fn watch(group: &dyn JobGroup, supervisor: BorrowedFd<'_>) {
+/// What ends a guard's watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The supervisor is dead.
+    Alone,
+    /// systemd stops the unit: TERM to all of it, and KILL 90 s later.
+    Stopped,
+}
+
+fn watch(supervisor: BorrowedFd<'_>, term: Option<BorrowedFd<'_>>) -> End {
     loop {
-        let mut fds = [PollFd::new(supervisor, PollFlags::POLLIN)];
-        if crate::poll::until(&mut fds, None).is_ok() && fds[0].any() == Some(true) {
-            break;
+        let mut fds = vec![PollFd::new(supervisor, PollFlags::POLLIN)];
+        fds.extend(term.map(|term| PollFd::new(term, PollFlags::POLLIN)));
+        if crate::poll::until(&mut fds, None).is_ok() {
+            match fds.iter().map(|fd| fd.any() == Some(true)).collect::<Vec<_>>()[..] {
+                [true, ..] => return End::Alone,
+                [_, true] => return End::Stopped,
+                _ => {}
+            }
         }
     }
-    until_empty(group, true, None);
-    // A group that cannot be removed is empty all the same, and must not hold the machine.
-    let _ = group.remove();
 }
 
 /// Kills the group, if `kill` says so, again and again until it is empty; else waits for that. Sleeps in between:

@@ -21,6 +21,8 @@
 pub mod command;
 pub mod guard;
 pub mod inherit;
+pub mod launcher;
+mod shared;
 pub mod signals;
 pub mod spawn;
 pub mod step;
@@ -54,6 +56,9 @@ const LOOKS_OFTEN_FOR: Duration = Duration::from_millis(20);
 /// The same after members were signalled: most die at once, and the machine is free when the last of them is gone.
 const DIE_WITHIN: Duration = Duration::from_millis(500);
 
+/// How long systemd may take between telling a command and telling its guard that their unit is stopped.
+const STOP_IS_TOLD_WITHIN: Duration = Duration::from_millis(50);
+
 /// A process that was ended when the job gave the machine back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -74,6 +79,8 @@ pub struct Outcome {
     pub timed_out: bool,
     /// A second TERM killed it while the command ran.
     pub cut_short: bool,
+    /// systemd stopped this unit, which was made for the job.
+    pub stopped: Option<String>,
     /// Members that outlived the main process and were ended; the first few by name.
     pub leftovers: Vec<Ended>,
     /// How many there were.
@@ -98,6 +105,9 @@ pub enum Notice {
     CannotKill(String),
 }
 
+/// Starts a guard of the group.
+pub type StartGuard<'a> = dyn Fn(&dyn JobGroup) -> io::Result<Guard> + 'a;
+
 /// One job under supervision.
 pub struct Supervisor<'a> {
     /// The job group.
@@ -105,7 +115,7 @@ pub struct Supervisor<'a> {
     /// Signals for us.
     pub signals: &'a Signals,
     /// Starts a guard.
-    pub start_guard: &'a dyn Fn(&dyn JobGroup) -> io::Result<Guard>,
+    pub start_guard: &'a StartGuard<'a>,
     /// The guard, while there is one.
     pub guard: Option<Guard>,
     /// Told what happens.
@@ -129,6 +139,7 @@ impl Supervisor<'_> {
         let mut wall = Duration::ZERO;
         let mut leftovers = Leftover::default();
         let mut guards = 1;
+        let mut stopped = None;
         let mut looks = Looks::default();
         loop {
             let main_pidfd = exit.is_none().then_some(main);
@@ -145,7 +156,13 @@ impl Supervisor<'_> {
                 wall = main.started.elapsed();
                 self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
             }
-            if ready.guard {
+            if ready.guard && self.guard.as_ref().is_some_and(Guard::was_stopped) {
+                // It has killed the job, and was right to go.
+                if let Some(guard) = self.guard.take() {
+                    guard.reap();
+                }
+                stopped = self.group.unit().map(str::to_owned);
+            } else if ready.guard {
                 guards += 1;
                 self.replace_guard(guards);
             }
@@ -163,6 +180,7 @@ impl Supervisor<'_> {
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
                 // by the time it is reaped.
+                stopped = stopped.or_else(|| self.stopped_unit(exit));
                 if let Some(guard) = &self.guard {
                     guard.end();
                 }
@@ -172,6 +190,7 @@ impl Supervisor<'_> {
                     wall,
                     timed_out: machine.timed_out(),
                     cut_short: machine.cut_short(),
+                    stopped,
                     leftovers,
                     leftover_count,
                     usage,
@@ -267,6 +286,18 @@ impl Supervisor<'_> {
             Some(pid) if self.group.contains(pid) => Origin::Member,
             _ => Origin::Outside,
         }
+    }
+
+    /// The unit, if systemd stopped it. Of its TERM to every process the guard may be told after the command: if that died
+    /// of it, or of the guard, the guard is given a moment.
+    fn stopped_unit(&self, exit: Exit) -> Option<String> {
+        let (unit, guard) = (self.group.unit()?, self.guard.as_ref()?);
+        if matches!(exit, Exit::Signal(libc::SIGTERM | libc::SIGKILL)) && !guard.was_stopped() {
+            let mut fds = [PollFd::new(guard.pidfd(), PollFlags::POLLIN)];
+            // Ends when the guard does; what else ends it early does no harm.
+            let _ = crate::poll::until(&mut fds, Some(Instant::now() + STOP_IS_TOLD_WITHIN));
+        }
+        guard.was_stopped().then(|| unit.to_owned())
     }
 
     fn replace_guard(&mut self, guards: u32) {

@@ -7,17 +7,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-
 use super::command::Command;
 use super::inherit::Inherited;
+use super::shared::SharedWord;
 use super::signals::Signals;
 use crate::cgroup::Maker;
 use crate::child;
-
-/// `linux/sched.h`; libc's constants of these names are 32 bits wide and overflow.
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+use crate::fork::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP};
+use crate::mask::BlockedSignals;
 
 /// The command's first process.
 #[derive(Debug)]
@@ -48,6 +45,14 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+}
+
+impl SpawnError {
+    /// execve(2) failed with `errno`.
+    pub(super) fn exec(command: &Command, errno: i32) -> Self {
+        let name = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self::Exec { name: crate::text::escape(&name), source: io::Error::from_raw_os_error(errno) }
+    }
 }
 
 /// Pointers into strings, ended by a null pointer, as execve(2) takes them.
@@ -98,9 +103,7 @@ pub fn spawn(
         }
     };
     let environment = super::command::environment(&changes);
-    let argv = Pointers::to(command.argv.iter());
-    let mut script_argv = Pointers(vec![SHELL.as_ptr(), ptr::null()]);
-    script_argv.0.extend(&argv.0[1.min(argv.0.len() - 1)..]);
+    let (argv, script_argv) = arguments(command);
     let shared = SharedWord::new().map_err(SpawnError::Fork)?;
     let failure = shared.word();
     let envp = Pointers::to(environment.iter());
@@ -121,11 +124,26 @@ pub fn spawn(
         }
         errno => {
             child::reap(pid);
-            let name = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let source = io::Error::from_raw_os_error(errno);
-            Err(SpawnError::Exec { name: crate::text::escape(&name), source })
+            Err(SpawnError::exec(command, errno))
         }
     }
+}
+
+/// Executes the command in a process that has no other work, a fork with memory and handlers of its own. Returns the
+/// errno if it could not.
+pub(super) fn execute(command: &Command, inherited: &Inherited, changes: &[(&str, String)]) -> i32 {
+    let environment = super::command::environment(changes);
+    let (argv, mut script_argv) = arguments(command);
+    inherited.restore();
+    exec(&command.candidates, &argv, &Pointers::to(environment.iter()), &mut script_argv)
+}
+
+/// The command's arguments, and those of a shell that runs it as a script.
+fn arguments(command: &Command) -> (Pointers, Pointers) {
+    let argv = Pointers::to(command.argv.iter());
+    let mut script_argv = Pointers(vec![SHELL.as_ptr(), ptr::null()]);
+    script_argv.0.extend(&argv.0[1.min(argv.0.len() - 1)..]);
+    (argv, script_argv)
 }
 
 /// The child's life between clone and exec. Async-signal-safe: only system calls, and it allocates nothing.
@@ -153,31 +171,6 @@ fn stop_is_pending() -> bool {
     // SAFETY: `pending` is valid, and the signals are in range.
     let is_in = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
     is_in(libc::SIGTSTP) || is_in(libc::SIGTTIN) || is_in(libc::SIGTTOU)
-}
-
-/// A word in memory that stays shared with a child, whether or not the child shares the rest.
-struct SharedWord(ptr::NonNull<AtomicI32>);
-
-impl SharedWord {
-    fn new() -> io::Result<Self> {
-        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at an address that the kernel chooses, full of zeroes.
-        let page = unsafe { libc::mmap(ptr::null_mut(), size_of::<AtomicI32>(), access, kind, -1, 0) };
-        let mapped = (page != libc::MAP_FAILED).then(|| ptr::NonNull::new(page.cast())).flatten();
-        mapped.map(Self).ok_or_else(io::Error::last_os_error)
-    }
-
-    fn word(&self) -> &AtomicI32 {
-        // SAFETY: the mapping holds a zeroed, page-aligned word, and lives as long as `self`.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Drop for SharedWord {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no reference to it outlives `self`.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<AtomicI32>()) };
-    }
 }
 
 /// Tries every candidate like execvp(3); returns the errno to report. Async-signal-safe: allocates nothing.
@@ -310,33 +303,6 @@ unsafe fn clone_by_the_old_call(pidfd: &mut libc::c_int, child: &mut Child<'_>) 
         -1 => -i64::from(last_errno()),
         0 => child_main(child),
         pid => pid,
-    }
-}
-
-/// Signals blocked until this is dropped.
-pub(super) struct BlockedSignals(SigSet);
-
-impl BlockedSignals {
-    pub(super) fn all() -> io::Result<Self> {
-        Self::block(SigSet::all())
-    }
-
-    /// Those that stop a process by default, and can be blocked.
-    fn stopping() -> io::Result<Self> {
-        Self::block([Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU].into_iter().collect())
-    }
-
-    fn block(set: SigSet) -> io::Result<Self> {
-        let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // Cannot fail with a mask that the kernel gave.
-        let _ = self.0.thread_set_mask();
     }
 }
 

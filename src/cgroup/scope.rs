@@ -1,0 +1,220 @@
+//! A job group in a systemd scope: for a plain user, who owns no group but what the own service manager gives, and for
+//! root on a machine whose groups are systemd's.
+//!
+//! ```text
+//! …/perflock-ID.scope                transient, delegated to us, gone when it is empty
+//! …/perflock-ID.scope/guard          the guard
+//! …/perflock-ID.scope/perflock-ID    the job group: a v2 group like any other
+//! ```
+//!
+//! systemd moves one process of ours into the scope, the launcher; what it makes is born in the sub-groups. The
+//! scope itself must have no process when controllers are passed on to the sub-groups (cgroups(7), "no internal
+//! processes"): they are enabled when the launcher is gone, and before the command executes.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::systemd::{Manager, Missing};
+use super::v2::{self, Location};
+use super::{GroupError, JobGroup, Maker, Population, Usage, detect};
+use crate::error::FileError;
+use crate::helper::Interrupt;
+use crate::procfs::Proc;
+
+/// The sub-group of the guard.
+const GUARD: &str = "guard";
+
+/// How long a process may take to appear in its scope once systemd says that it is there, and the last process of a
+/// group to be out of it once it was reaped.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// A job group inside a scope.
+#[derive(Debug)]
+pub struct Group {
+    job: v2::Group,
+    guard: File,
+    scope: Location,
+    unit: String,
+}
+
+/// Why there is no scope.
+#[derive(Debug)]
+pub enum NoScope {
+    /// Not here: the next backend may do.
+    Missing(Missing),
+    /// The wait for it was ended.
+    Interrupted,
+}
+
+impl From<GroupError> for NoScope {
+    fn from(error: GroupError) -> Self {
+        Self::Missing(Missing { why: error.to_string(), cure: None })
+    }
+}
+
+impl From<FileError> for NoScope {
+    fn from(error: FileError) -> Self {
+        GroupError::from(error).into()
+    }
+}
+
+impl Group {
+    /// Lets systemd put the process `launcher` into a scope, and makes the group `name` and the guard's in it.
+    ///
+    /// # Errors
+    /// See [`NoScope`].
+    pub(crate) fn create(
+        manager: &Manager,
+        name: &str,
+        launcher: i32,
+        mountinfo: &str,
+        interrupt: &Interrupt<'_>,
+    ) -> Result<Self, NoScope> {
+        let unit = match manager.start_scope(name, launcher, interrupt) {
+            Ok(Some(unit)) => unit,
+            Ok(None) => return Err(NoScope::Interrupted),
+            Err(missing) => return Err(NoScope::Missing(missing)),
+        };
+        let scope = located(launcher, &unit, mountinfo).map_err(|why| NoScope::Missing(Missing { why, cure: None }))?;
+        let guard = scope.child(GUARD).directory();
+        fs::create_dir(&guard).map_err(FileError::on("create the group", &guard))?;
+        let job = v2::Group::create(&scope, name)?;
+        Ok(Self::of(job, scope, unit)?)
+    }
+
+    /// Opens the group `name` of the scope that this process is in: the launcher's way to it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(crate) fn open_around_us(name: &str, mountinfo: &str) -> io::Result<Self> {
+        let scope = detect::own_location(&Proc::default(), mountinfo).map_err(io::Error::other)?;
+        let unit = scope.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let job = v2::Group::adopt(scope.child(name), rustix::process::geteuid().as_raw());
+        let job = job.map_err(io::Error::other)?.ok_or(io::ErrorKind::NotFound)?;
+        Self::of(job, scope, unit).map_err(io::Error::other)
+    }
+
+    fn of(job: v2::Group, scope: Location, unit: String) -> Result<Self, GroupError> {
+        let path = scope.child(GUARD).directory();
+        let guard = File::open(&path).map_err(FileError::on("open", &path))?;
+        Ok(Self { job, guard, scope, unit })
+    }
+
+    /// Where the job group is in the hierarchy.
+    pub fn path(&self) -> &Path {
+        self.job.path()
+    }
+
+    /// To be born in: the guard's group.
+    pub(crate) fn guard_directory(&self) -> BorrowedFd<'_> {
+        self.guard.as_fd()
+    }
+
+    /// To be born in: the job group.
+    pub(crate) fn job_directory(&self) -> BorrowedFd<'_> {
+        self.job.directory()
+    }
+
+    /// Passes every controller that systemd delegated on to the job group, as far as the kernel lets us: memory, pids,
+    /// cpu and io are counted without, but not all of it for the job alone. Called when the launcher was reaped.
+    pub fn enable_controllers(&self) {
+        let directory = self.scope.directory();
+        let all = fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+        let file = directory.join("cgroup.subtree_control");
+        let names: Vec<String> = all.split_ascii_whitespace().map(|name| format!("+{name}")).collect();
+        if names.is_empty() {
+            return;
+        }
+        let end = Instant::now() + SETTLE;
+        let mut pause = Duration::from_micros(50);
+        loop {
+            match fs::write(&file, names.join(" ")) {
+                // Since Linux 6.19 a reaped process is in its group until it was scheduled for the last time.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                Err(_) => {
+                    // One that cannot be had must not cost the others.
+                    for name in &names {
+                        let _ = fs::write(&file, name);
+                    }
+                    return;
+                }
+                Ok(()) => return,
+            }
+        }
+    }
+}
+
+/// Lets systemd move `pid`, a guard of `group` that was forked outside of the scope, in where the first one was.
+pub(crate) fn take_in_guard(manager: &Manager, group: &dyn JobGroup, pid: i32) {
+    if let Some(unit) = group.unit() {
+        let _ = manager.attach(unit, GUARD, pid);
+    }
+}
+
+/// The scope's place in the hierarchy, from the cgroup file of the process in it: systemd chooses it. In most tries a
+/// process was not there yet when the call returned.
+fn located(pid: i32, unit: &str, mountinfo: &str) -> Result<Location, String> {
+    let (proc, end) = (Proc::default(), Instant::now() + SETTLE);
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match proc.cgroup_v2(pid) {
+            Ok(path) if path.file_name().is_some_and(|name| name == unit) => return detect::locate(mountinfo, &path),
+            _ if Instant::now() >= end => return Err(format!("systemd made {unit}, but did not move us into it")),
+            _ => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(2));
+    }
+}
+
+impl JobGroup for Group {
+    fn maker(&self) -> Maker<'_> {
+        self.job.maker()
+    }
+
+    fn exclude(&mut self, pid: i32) {
+        self.job.exclude(pid);
+    }
+
+    fn population(&self) -> Population {
+        self.job.population()
+    }
+
+    fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.job.changes()
+    }
+
+    fn members(&self) -> Vec<i32> {
+        self.job.members()
+    }
+
+    fn contains(&self, pid: i32) -> bool {
+        self.job.contains(pid)
+    }
+
+    fn kill(&self) -> Result<(), GroupError> {
+        self.job.kill()
+    }
+
+    fn usage(&self) -> Usage {
+        self.job.usage()
+    }
+
+    fn remove(&self) -> Result<(), GroupError> {
+        // systemd removes the scope, with the guard's group, when the guard has left it.
+        self.job.remove()
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.job.descriptors()
+    }
+
+    fn unit(&self) -> Option<&str> {
+        Some(&self.unit)
+    }
+}

@@ -1,0 +1,310 @@
+//! Talking to systemd over D-Bus: org.freedesktop.systemd1(5). Every conversation is one question to a process of its own
+//! ([`crate::helper`]): the D-Bus library makes threads, a connection is woken by other units of the machine, and a bus
+//! may never answer. So nothing of it is left when the command starts.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use zbus::blocking::{Connection, MessageIterator, connection};
+use zbus::zvariant::{OwnedObjectPath, Value};
+
+use crate::helper::{self, Answer, Interrupt};
+
+/// How long a bus may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const DESTINATION: &str = "org.freedesktop.systemd1";
+const OBJECT: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// How many names are tried for a scope whose name somebody has taken.
+const NAMES: usize = 3;
+
+/// A service manager that makes scopes for us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manager {
+    /// Its bus.
+    socket: PathBuf,
+    /// The machine's own, not a user's.
+    system: bool,
+}
+
+/// Why a service manager cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// As a sentence fragment.
+    pub why: String,
+    /// What mends it.
+    pub cure: Option<String>,
+}
+
+impl Missing {
+    /// Nothing that we know would mend it.
+    fn because(why: impl Into<String>) -> Self {
+        Self { why: why.into(), cure: None }
+    }
+
+    /// There is no service manager of this user.
+    fn no_manager(why: impl Into<String>, uid: u32) -> Self {
+        let cure = (uid != 0).then(|| format!("loginctl enable-linger {}", crate::user::name(uid)));
+        Self { why: why.into(), cure }
+    }
+}
+
+impl Manager {
+    /// The machine's for root, else the user's own. `root` is `/` but in tests; `address` the value of
+    /// `DBUS_SESSION_BUS_ADDRESS`, asked only where the well-known place is empty: cron and su do not set it.
+    /// `None` on a machine that does not run systemd: sd_booted(3).
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn find(root: &Path, uid: u32, address: Option<&OsStr>) -> Result<Option<Self>, Missing> {
+        if !root.join("run/systemd/system").is_dir() {
+            return Ok(None);
+        }
+        if uid == 0 {
+            let socket = root.join("run/dbus/system_bus_socket");
+            return match is_socket_of(&socket, None) {
+                true => Ok(Some(Self { socket, system: true })),
+                false => Err(Missing::because("the system bus does not run")),
+            };
+        }
+        let runtime = root.join(format!("run/user/{uid}"));
+        let socket = runtime.join("bus");
+        if is_socket_of(&socket, Some(uid)) {
+            return Ok(Some(Self { socket, system: false }));
+        }
+        let named = address.and_then(OsStr::to_str).and_then(unix_path).filter(|path| is_socket_of(path, Some(uid)));
+        if let Some(socket) = named {
+            return Ok(Some(Self { socket, system: false }));
+        }
+        let user = crate::user::name(uid);
+        Err(if is_socket_of(&runtime.join("systemd/private"), Some(uid)) {
+            Missing {
+                why: format!("the service manager of {user} has no bus ({})", socket.display()),
+                cure: Some("install dbus-user-session and log in again".to_owned()),
+            }
+        } else {
+            Missing::no_manager(format!("no service manager of {user} runs"), uid)
+        })
+    }
+
+    /// Lets systemd make a delegated scope with the process `pid` in it. Returns the scope's name, which begins with
+    /// `name`.
+    ///
+    /// `None`: `interrupt` ended the wait.
+    ///
+    /// # Errors
+    /// systemd could not, or did not answer.
+    pub(crate) fn start_scope(
+        &self,
+        name: &str,
+        pid: i32,
+        interrupt: &Interrupt<'_>,
+    ) -> Result<Option<String>, Missing> {
+        self.ask(Some(interrupt), |connection| start_scope(connection, name, pid.cast_unsigned(), self.system))
+    }
+
+    /// Lets systemd move the process `pid` into the sub-group `group` of a scope that it delegated to us.
+    ///
+    /// # Errors
+    /// As for [`Manager::start_scope`].
+    pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), Missing> {
+        let body = (unit, format!("/{group}"), vec![pid.cast_unsigned()]);
+        let answer = self.ask(None, |connection| {
+            call(connection, "AttachProcessesToUnit", &body).map_err(explain)?;
+            Ok(String::new())
+        });
+        answer.map(|_| ())
+    }
+
+    /// `None`: interrupted.
+    fn ask(
+        &self,
+        interrupt: Option<&Interrupt<'_>>,
+        question: impl FnOnce(&Connection) -> Result<String, String>,
+    ) -> Result<Option<String>, Missing> {
+        // Where nobody listens there is nobody to wait for.
+        let stream = connect(&self.socket)?;
+        let answer = helper::ask(PATIENCE, interrupt, || {
+            let connection = connection::Builder::async_io_unix_stream(stream).build().map_err(explain)?;
+            question(&connection)
+        });
+        match answer {
+            Ok(Answer::Said(Ok(text))) => Ok(Some(text)),
+            Ok(Answer::Said(Err(why))) => Err(Missing::because(why)),
+            Ok(Answer::Silent) => Err(Missing::because(format!(
+                "{} did not answer within {} s",
+                self.socket.display(),
+                PATIENCE.as_secs()
+            ))),
+            Ok(Answer::Interrupted) => Ok(None),
+            Err(error) => {
+                Err(Missing::because(format!("cannot make a process to ask systemd: {}", crate::error::reason(&error))))
+            }
+        }
+    }
+}
+
+/// Connects, if process numbers mean to the other side what they mean to us: a bus of the host that was mounted into a
+/// container would move some process of the host.
+fn connect(socket: &Path) -> Result<UnixStream, Missing> {
+    let own = rustix::process::geteuid().as_raw();
+    let stream = UnixStream::connect(socket).map_err(|error| {
+        Missing::no_manager(format!("nobody answers at {}: {}", socket.display(), crate::error::reason(&error)), own)
+    })?;
+    match nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) {
+        // The kernel's number for a process that our pid namespace does not have.
+        Ok(peer) if peer.pid() != 0 => Ok(stream),
+        _ => Err(Missing::because(format!("{} belongs to another pid namespace", socket.display()))),
+    }
+}
+
+/// In the helper process.
+fn start_scope(connection: &Connection, name: &str, pid: u32, system: bool) -> Result<String, String> {
+    // Without this systemd sends no signal to anybody, unless somebody else subscribed: not so on a machine where nobody
+    // is at a screen.
+    call(connection, "Subscribe", &()).map_err(explain)?;
+    let mut taken = String::new();
+    for attempt in 1..=NAMES {
+        let unit = if attempt == 1 { format!("{name}.scope") } else { format!("{name}-{attempt}.scope") };
+        match start_unit(connection, &unit, pid, system) {
+            Err(zbus::Error::MethodError(error, _, _)) if error.as_str().ends_with(".UnitExists") => {
+                taken = format!("a unit {unit} exists already");
+            }
+            Ok(result) if result == "done" => return Ok(unit),
+            Ok(result) => return Err(format!("systemd could not make the scope {unit}: {result}")),
+            Err(error) => return Err(explain(error)),
+        }
+    }
+    Err(taken)
+}
+
+/// Starts the scope and waits for systemd's job; returns the job's result.
+fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zbus::Result<String> {
+    // Listened for before it can come: the job may be over before the call returns.
+    let rule = zbus::MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .interface(MANAGER)?
+        .member("JobRemoved")?
+        .arg(2, unit)?
+        .build();
+    let removed = MessageIterator::for_match_rule(rule, connection, None)?;
+    let mut properties: HashMap<&str, Value<'_>> = HashMap::from([
+        ("Description", "a job of perflock".into()),
+        ("Delegate", true.into()),
+        ("PIDs", vec![pid].into()),
+        // Gone when it is empty, also when it failed.
+        ("CollectMode", "inactive-or-failed".into()),
+        // The job has the limits that the command would have without us: a scope's own default is lower.
+        ("TasksMax", u64::MAX.into()),
+    ]);
+    if system {
+        properties.insert("Slice", "perflock.slice".into());
+    }
+    let properties: Vec<(&str, Value<'_>)> = properties.into_iter().collect();
+    let none: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
+    let reply = call(connection, "StartTransientUnit", &(unit, "fail", properties, none))?;
+    let job: OwnedObjectPath = reply.body().deserialize()?;
+    for message in removed {
+        let message = message?;
+        let (_, path, _, result): (u32, OwnedObjectPath, String, String) = message.body().deserialize()?;
+        if path == job {
+            return Ok(result);
+        }
+    }
+    Err(zbus::Error::Failure("the bus closed the connection".to_owned()))
+}
+
+fn call<B: serde::Serialize + zbus::zvariant::DynamicType>(
+    connection: &Connection,
+    method: &str,
+    body: &B,
+) -> zbus::Result<zbus::Message> {
+    connection.call_method(Some(DESTINATION), OBJECT, Some(MANAGER), method, body)
+}
+
+/// The bus's words for a person.
+fn explain(error: zbus::Error) -> String {
+    match error {
+        zbus::Error::MethodError(_, Some(text), _) => format!("systemd says: {}", crate::text::escape(&text)),
+        zbus::Error::MethodError(name, None, _) => format!("systemd says: {name}"),
+        other => format!("the bus failed: {}", crate::text::escape(&other.to_string())),
+    }
+}
+
+/// Whether there is a socket, of this user if one is named: nobody else's is trusted.
+fn is_socket_of(path: &Path, uid: Option<u32>) -> bool {
+    std::fs::metadata(path)
+        .is_ok_and(|metadata| metadata.file_type().is_socket() && uid.is_none_or(|uid| metadata.uid() == uid))
+}
+
+/// The path in a D-Bus address such as `unix:path=/run/user/1000/bus,guid=…`; other kinds of address are not used.
+fn unix_path(address: &str) -> Option<PathBuf> {
+    let first = address.split(';').next()?;
+    let pairs = first.strip_prefix("unix:")?.split(',');
+    let path = pairs.into_iter().find_map(|pair| pair.strip_prefix("path="))?;
+    // Escaped bytes are not worth a decoder: such a path is not found, and said not to be.
+    Some(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn machine() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("run/systemd/system")).unwrap();
+        root
+    }
+
+    fn listen(path: &Path) -> UnixListener {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        UnixListener::bind(path).unwrap()
+    }
+
+    #[test]
+    fn a_machine_without_systemd_has_no_manager_and_misses_none() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(Manager::find(root.path(), 1000, None), Ok(None));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_cure() {
+        let (root, own) = (machine(), rustix::process::geteuid().as_raw());
+        let missing = Manager::find(root.path(), 41_001, None).unwrap_err();
+        assert_eq!(missing.why, "no service manager of 41001 runs");
+        assert_eq!(missing.cure.as_deref(), Some("loginctl enable-linger 41001"));
+        assert_eq!(Manager::find(root.path(), 0, None).unwrap_err().why, "the system bus does not run");
+        if own != 0 {
+            let _private = listen(&root.path().join(format!("run/user/{own}/systemd/private")));
+            assert!(Manager::find(root.path(), own, None).unwrap_err().cure.unwrap().contains("dbus-user-session"));
+        }
+    }
+
+    #[test]
+    fn another_user_s_socket_is_no_bus_of_ours() {
+        let root = machine();
+        let other = rustix::process::geteuid().as_raw() + 1;
+        let socket = root.path().join(format!("run/user/{other}/bus"));
+        let _listener = listen(&socket);
+        assert!(Manager::find(root.path(), other, None).is_err());
+        let address = format!("unix:path={}", socket.display());
+        assert!(Manager::find(root.path(), other, Some(address.as_ref())).is_err());
+    }
+
+    #[test]
+    fn a_path_is_taken_out_of_an_address() {
+        let path = |address| unix_path(address).map(|path| path.to_string_lossy().into_owned());
+        assert_eq!(path("unix:path=/run/user/1/bus,guid=7").as_deref(), Some("/run/user/1/bus"));
+        assert_eq!(path("unix:guid=7,path=/x;tcp:host=a").as_deref(), Some("/x"));
+        for other in ["", "tcp:host=a", "unix:abstract=/tmp/x", "path=/x"] {
+            assert_eq!(path(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A question put to a process of its own, for what must not be done in ours: the library that answers it makes
+//! threads, which would be forked half-way into every later child, and it may never answer.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::child;
+use crate::fork;
+use crate::mask::BlockedSignals;
+
+/// What came of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// What the process found out, or why it could not.
+    Said(Result<String, String>),
+    /// Nothing in time.
+    Silent,
+    /// We were asked to stop waiting.
+    Interrupted,
+}
+
+/// What can end the wait for an answer: a descriptor that becomes readable, and whether what it tells of ends us.
+pub(crate) struct Interrupt<'a> {
+    pub(crate) fd: std::os::fd::BorrowedFd<'a>,
+    pub(crate) ends_us: &'a dyn Fn() -> bool,
+}
+
+/// Lets a child do `work` and waits for what it has to say, `patience` long at most. It is gone when this returns, with
+/// every connection and thread that it made.
+///
+/// # Errors
+/// No process could be made.
+pub(crate) fn ask(
+    patience: Duration,
+    interrupt: Option<&Interrupt<'_>>,
+    work: impl FnOnce() -> Result<String, String>,
+) -> io::Result<Answer> {
+    let deadline = Instant::now() + patience;
+    let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    // Signals are ours to answer: in the child a handler would write to our pipe a second time.
+    let blocked = BlockedSignals::all()?;
+    // SAFETY: this process has one thread, so the child may allocate and make threads of its own.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {
+            fork::die_with(own.as_fd());
+            let text = match work() {
+                Ok(text) => format!("+{text}"),
+                Err(text) => format!("-{text}"),
+            };
+            let _ = File::from(writer).write_all(text.as_bytes());
+            fork::end(0);
+        }
+        pid => pid,
+    };
+    drop((writer, blocked));
+    // Ours, and not reaped: the number means this child.
+    let pidfd = pidfd_open(rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
+    let answer = listen(reader, deadline, interrupt);
+    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    child::reap(pid);
+    answer
+}
+
+fn listen(reader: OwnedFd, deadline: Instant, interrupt: Option<&Interrupt<'_>>) -> io::Result<Answer> {
+    let mut reader = File::from(reader);
+    let mut text = Vec::new();
+    loop {
+        let mut fds = vec![PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        fds.extend(interrupt.map(|interrupt| PollFd::new(interrupt.fd, PollFlags::POLLIN)));
+        crate::poll::until(&mut fds, Some(deadline))?;
+        let ready = fds[0].any() == Some(true);
+        let came = fds.get(1).and_then(PollFd::any) == Some(true);
+        if interrupt.is_some_and(|interrupt| came && (interrupt.ends_us)()) {
+            return Ok(Answer::Interrupted);
+        }
+        if ready {
+            let mut chunk = [0; 1024];
+            match reader.read(&mut chunk)? {
+                0 => break,
+                length => text.extend_from_slice(&chunk[..length]),
+            }
+        } else if Instant::now() >= deadline {
+            return Ok(Answer::Silent);
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    Ok(Answer::Said(match text.split_at_checked(1) {
+        Some(("+", rest)) => Ok(rest.to_owned()),
+        Some(("-", rest)) => Err(rest.to_owned()),
+        _ => Err("the process that was to find out ended".to_owned()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask_with(patience: Duration, interrupt: bool, work: impl FnOnce() -> Result<String, String>) -> Answer {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        if interrupt {
+            File::from(writer.try_clone().unwrap()).write_all(b"x").unwrap();
+        }
+        ask(patience, Some(&Interrupt { fd: reader.as_fd(), ends_us: &|| true }), work).unwrap()
+    }
+
+    #[test]
+    fn what_was_found_out_comes_back() {
+        let long = "x".repeat(5000);
+        let patience = Duration::from_secs(20);
+        assert_eq!(ask_with(patience, false, || Ok(long.clone())), Answer::Said(Ok(long.clone())));
+        assert_eq!(ask_with(patience, false, || Err("why".to_owned())), Answer::Said(Err("why".to_owned())));
+        let died = ask_with(patience, false, || fork::end(3));
+        assert!(matches!(died, Answer::Said(Err(_))), "{died:?}");
+    }
+
+    #[test]
+    fn the_wait_ends_by_time_and_by_interrupt() {
+        let sleeps = || {
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(String::new())
+        };
+        assert_eq!(ask_with(Duration::from_millis(10), false, sleeps), Answer::Silent);
+        assert_eq!(ask_with(Duration::from_secs(60), true, sleeps), Answer::Interrupted);
+    }
+}

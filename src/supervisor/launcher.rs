@@ -1,0 +1,210 @@
+//! The launcher: a short-lived process that makes guard and command where the supervisor may not.
+//!
+//! A plain user's login session has no right to place a process into that user's own systemd tree: the groups that
+//! they have in common belong to root. So systemd moves a process of ours there. That one makes guard and command,
+//! each born in its own sub-group, as children of the **supervisor** (`CLONE_PARENT`), and ends:
+//!
+//! ```text
+//! supervisor ─┬─ launcher          moved into the scope, gone before the command runs
+//!             ├─ perflock-guard    born in scope/guard
+//!             └─ COMMAND           born in scope/JOB, waits at the gate until the supervisor opens it
+//! ```
+//!
+//! Launcher, command and supervisor share one socket pair, and its order is the protocol: `go` to the launcher, its
+//! answer with the pids, the supervisor's byte that opens the gate, and then end of file when the command has executed,
+//! or the errno. Nobody else has the command's end once the launcher is gone: if the supervisor dies, the gate reads end
+//! of file, and what stands there leaves without executing.
+//!
+//! *A signal for the whole process group* that came before the command was born reached the supervisor only: its handler
+//! has run by the time the launcher's answer is read, and the gate stays shut. A later one reaches the command as well,
+//! which has it blocked until it executes.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::command::Command;
+use super::guard::{self, Charge, Guard, Told};
+use super::inherit::Inherited;
+use super::spawn::{self, Main, SpawnError};
+use crate::cgroup::scope;
+use crate::child;
+use crate::fork::{self, Kin};
+use crate::mask::BlockedSignals;
+
+/// What a launcher makes.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// What the command is.
+    pub command: &'a Command,
+    /// What the command is started with.
+    pub inherited: &'a Inherited,
+    /// Changes to its environment.
+    pub variables: &'a [(&'a str, String)],
+    /// For the guard.
+    pub charge: Charge<'a>,
+    /// Opens the group, from inside its scope.
+    pub open: &'a dyn Fn() -> io::Result<scope::Group>,
+}
+
+/// The launcher's answer: the guard's pid, the command's pid, and the errno of what could not be made.
+type Made = [i32; 3];
+
+/// A launcher that waits to be moved and told to go.
+#[derive(Debug)]
+pub struct Launcher {
+    /// Its pid: a child of ours, not reaped.
+    pub pid: i32,
+    pidfd: OwnedFd,
+    socket: UnixStream,
+    told: Told,
+}
+
+/// A command that was born, and waits to be let in.
+#[derive(Debug)]
+pub struct AtTheGate {
+    pid: i32,
+    pidfd: OwnedFd,
+    socket: UnixStream,
+}
+
+impl Launcher {
+    /// Forks a launcher that does `work` once it is told to go.
+    ///
+    /// # Errors
+    /// The process could not be made.
+    pub fn start(work: Work<'_>) -> io::Result<Self> {
+        let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        let told = Told::new()?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let blocked = BlockedSignals::all()?;
+        // Told of by SIGCHLD, since its siblings will be as it is.
+        // SAFETY: perflock has one thread here; the lock's helper was joined.
+        match unsafe { fork::fork(Kin::Child, None) }? {
+            Some((pid, pidfd)) => {
+                drop((theirs, blocked));
+                Ok(Self { pid, pidfd, socket: ours, told })
+            }
+            None => {
+                drop(ours);
+                fork::die_with(supervisor.as_fd());
+                launch(work, theirs, &supervisor, &told);
+            }
+        }
+    }
+
+    /// Lets it make guard and command. It is gone when this returns.
+    ///
+    /// # Errors
+    /// The guard could not be made; or the command could not, which comes with the guard.
+    pub fn go(self) -> io::Result<(Guard, Result<AtTheGate, SpawnError>)> {
+        let Self { pid, mut socket, told, .. } = self;
+        let mut answer = [0; size_of::<Made>()];
+        let answered = socket.write_all(b"g").and_then(|()| socket.read_exact(&mut answer));
+        child::reap(pid);
+        answered?;
+        let (words, _) = answer.as_chunks::<4>();
+        let [guard, command, errno] = [words[0], words[1], words[2]].map(i32::from_ne_bytes);
+        if guard == 0 {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let guard = Guard::made_by_launcher(guard, told)?;
+        let failed = || SpawnError::Fork(io::Error::from_raw_os_error(errno));
+        let command = match Pid::from_raw(command) {
+            None => Err(failed()),
+            Some(pid) => pidfd_open(pid, PidfdFlags::empty())
+                .map(|pidfd| AtTheGate { pid: pid.as_raw_pid(), pidfd, socket })
+                .map_err(|errno| SpawnError::Fork(errno.into())),
+        };
+        Ok((guard, command))
+    }
+
+    /// It is not needed.
+    pub fn dismiss(self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        child::reap(self.pid);
+    }
+}
+
+impl AtTheGate {
+    /// Lets the command in, and waits until it has executed, or could not.
+    ///
+    /// # Errors
+    /// It could not be executed.
+    pub fn let_in(mut self, command: &Command) -> Result<Main, SpawnError> {
+        let mut errno = [0; 4];
+        let answered = self.socket.write_all(b"g").and_then(|()| read_to_end(&mut self.socket, &mut errno));
+        match answered {
+            Ok(0) => Ok(Main { pid: self.pid, pidfd: self.pidfd, started: Instant::now() }),
+            answered => {
+                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                child::reap(self.pid);
+                Err(answered.map_or_else(SpawnError::Fork, |_| SpawnError::exec(command, i32::from_ne_bytes(errno))))
+            }
+        }
+    }
+
+    /// The command is not to be executed after all.
+    pub fn turn_away(self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        child::reap(self.pid);
+    }
+}
+
+/// Reads until `buffer` is full or nothing more can come; how much it was.
+fn read_to_end(socket: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match socket.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// The launcher's life. All signals are blocked, and the supervisor's end is its own.
+fn launch(work: Work<'_>, mut socket: UnixStream, supervisor: &OwnedFd, told: &Told) -> ! {
+    let mut go = [0];
+    if socket.read_exact(&mut go).is_err() {
+        fork::end(0);
+    }
+    let mut made: Made = [0; 3];
+    if let Err(error) = make(work, &socket, supervisor, told, &mut made) {
+        made[2] = error.raw_os_error().unwrap_or(libc::EIO);
+    }
+    let bytes: Vec<u8> = made.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let _ = socket.write_all(&bytes);
+    fork::end(0)
+}
+
+fn make(work: Work<'_>, gate: &UnixStream, supervisor: &OwnedFd, told: &Told, made: &mut Made) -> io::Result<()> {
+    let group = (work.open)()?;
+    // The guard before the command, here as everywhere.
+    // SAFETY: this process has one thread, as the supervisor had when it forked it.
+    match unsafe { fork::fork(Kin::Sibling, Some(group.guard_directory())) }? {
+        Some((pid, _)) => made[0] = pid,
+        None => guard::serve(&group, work.charge, supervisor.as_fd(), told),
+    }
+    // SAFETY: as above.
+    match unsafe { fork::fork(Kin::Sibling, Some(group.job_directory())) }? {
+        Some((pid, _)) => made[1] = pid,
+        None => wait_at_the_gate(work, gate),
+    }
+    Ok(())
+}
+
+/// The command's first process, from its birth to its exec.
+fn wait_at_the_gate(work: Work<'_>, mut gate: &UnixStream) -> ! {
+    let mut word = [0];
+    if gate.read_exact(&mut word).is_ok() {
+        let errno = spawn::execute(work.command, work.inherited, work.variables);
+        let _ = gate.write_all(&errno.to_ne_bytes());
+    }
+    fork::end(127)
+}
