@@ -138,6 +138,14 @@ impl Proc {
         Ok(fs::metadata(self.root.join(pid.to_string()))?.uid())
     }
 
+    /// Who logged in and became, by su or sudo, the user that the process runs as: `/proc/PID/loginuid`, kept by the
+    /// kernel's audit part. `None` where nobody logged in (a service, cron), or the kernel does not keep it.
+    pub fn login_uid(&self, pid: i32) -> Option<u32> {
+        let text = read(&self.file(pid, "loginuid")).ok()?;
+        let uid = std::str::from_utf8(&text).ok()?.trim().parse().ok()?;
+        (uid != u32::MAX).then_some(uid)
+    }
+
     /// The identity of this boot.
     ///
     /// # Errors
@@ -245,6 +253,19 @@ mod tests {
         let held = Flock { pid: 17, exclusive: true, waiting: false };
         let waits = Flock { pid: 18, exclusive: false, waiting: true };
         assert_eq!(parse_locks(file, rustix::fs::makedev(0xfe, 0), 99), [held, waits]);
+    }
+
+    #[test]
+    fn who_logged_in_is_told_from_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("7")).unwrap();
+        for (text, uid) in
+            [("1000", Some(1000)), ("1000\n", Some(1000)), ("4294967295", None), ("", None), ("-1", None)]
+        {
+            fs::write(root.path().join("7/loginuid"), text).unwrap();
+            assert_eq!(Proc::at(root.path()).login_uid(7), uid, "{text:?}");
+        }
+        assert_eq!(Proc::at(root.path()).login_uid(8), None);
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::lock::Ahead;
 use crate::lock::outsiders::Outsider;
+use crate::lock::{Ahead, Record};
 use crate::supervisor::step::{News, Policy};
 use crate::supervisor::{Ended, Outcome};
 use crate::text;
@@ -15,7 +15,12 @@ const COMMAND_COLUMNS: usize = 60;
 const NOTABLE_WAIT: Duration = Duration::from_millis(100);
 
 /// Who is in the way: ` behind 2 jobs; USER runs make bench (exclusive, 12m)`, to follow `waiting for lock`.
-pub fn in_the_way(ahead: &Ahead, outsiders: &dyn Fn() -> Vec<Outsider>) -> String {
+/// `login_uid` tells who became the user that a job runs as.
+pub fn in_the_way(
+    ahead: &Ahead,
+    login_uid: &dyn Fn(&Record) -> Option<u32>,
+    outsiders: &dyn Fn() -> Vec<Outsider>,
+) -> String {
     let mut line = String::new();
     if ahead.jobs > 0 {
         let about = if ahead.exact { "" } else { "about " };
@@ -23,7 +28,7 @@ pub fn in_the_way(ahead: &Ahead, outsiders: &dyn Fn() -> Vec<Outsider>) -> Strin
     }
     if let Some((uid, record)) = ahead.holders.first() {
         let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
-        let user = text::escape(&crate::user::name(*uid));
+        let user = text::escape(&crate::user::label(*uid, login_uid(record)));
         let command = text::cut(&text::command_line(&record.joined.command), COMMAND_COLUMNS);
         line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
     } else if let Some(other) = outsiders().iter().find(|other| !other.waiting) {

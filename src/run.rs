@@ -18,7 +18,7 @@ use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{GROUP_PREFIX, Mode};
-use crate::lock::{self, Hold, Joined, Lock, LockError, setup};
+use crate::lock::{self, Hold, Joined, Lock, LockError, Record, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
 use crate::poll::Limits;
@@ -182,6 +182,14 @@ impl Here {
             cgroup_namespace: proc.own_namespace("cgroup").unwrap_or(0),
             proc,
         })
+    }
+
+    /// Who became the user that a job runs as, if its supervisor is a process that we see.
+    fn login_uid(&self, record: &Record) -> Option<u32> {
+        let joined = &record.joined;
+        let same = self.boot == joined.boot && self.pid_namespace == joined.pid_namespace;
+        let supervisor = self.proc.stat(joined.pid).ok().filter(|stat| stat.start_ticks == joined.start_ticks);
+        supervisor.filter(|_| same).and_then(|stat| self.proc.login_uid(stat.pid))
     }
 }
 

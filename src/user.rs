@@ -8,8 +8,30 @@ pub fn name(uid: u32) -> String {
     }
 }
 
+/// A job's user for a person: `root (alice)` where alice became root, by sudo say.
+pub fn label(uid: u32, login_uid: Option<u32>) -> String {
+    match login_uid {
+        Some(login_uid) if uid == 0 && login_uid != 0 => format!("{} ({})", name(uid), name(login_uid)),
+        _ => name(uid),
+    }
+}
+
 /// The number of a group.
 pub fn group_id(name: &str) -> Option<u32> {
     let group = nix::unistd::Group::from_name(name).ok()??;
     Some(group.gid.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_shown_with_who_became_root() {
+        assert_eq!(label(0, Some(4_000_000)), "root (4000000)");
+        assert_eq!(label(0, Some(0)), "root");
+        assert_eq!(label(0, None), "root");
+        // A plain user's number says all there is, also after su.
+        assert_eq!(label(4_000_000, Some(4_000_001)), "4000000");
+    }
 }

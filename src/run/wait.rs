@@ -45,7 +45,8 @@ impl Run {
             if patience.is_some_and(|at| at <= Instant::now()) {
                 patience = None;
                 let holder = lock::outsiders::holder(&here.proc, &lock.queue);
-                let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|| vec![holder.clone()]));
+                let who =
+                    holder.map(|holder| report::in_the_way(&Ahead::default(), &|_| None, &|| vec![holder.clone()]));
                 let queue = lock.queue.path().display();
                 self.say.note_now(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
             }
@@ -55,6 +56,7 @@ impl Run {
                 None => {}
             }
         };
+        let login_uid = |record: &Record| here.login_uid(record);
         let mut told = false;
         loop {
             let on_wait = |ahead: Ahead, place: &Place| {
@@ -63,7 +65,7 @@ impl Run {
                     let _ = signals.catch_stop(&self.inherited);
                 }
                 orphan::wake_guards(&ahead, &here.proc, &here.boot, here.pid_namespace);
-                let who = report::in_the_way(&ahead, &outsiders(&ahead, place, &here.proc));
+                let who = report::in_the_way(&ahead, &login_uid, &outsiders(&ahead, place, &here.proc));
                 // Our ticket is live: a reader who does not read must not hold up the queue.
                 self.say.note_now(&format!("waiting for lock{who}"));
             };
@@ -78,7 +80,7 @@ impl Run {
                 }
                 Ok(Woken::Busy) => {
                     let ahead = place.ahead_now().unwrap_or_default();
-                    let who = report::in_the_way(&ahead, &outsiders(&ahead, &place, &here.proc));
+                    let who = report::in_the_way(&ahead, &login_uid, &outsiders(&ahead, &place, &here.proc));
                     place.leave();
                     self.say.note(&format!("not waiting for lock{who}"));
                     return Ok(Err(Ending::Code(self.settings.conflict_exit_code)));

@@ -46,6 +46,8 @@ pub struct Job {
     pub id: JobId,
     /// Whose.
     pub uid: u32,
+    /// Who logged in and became that user.
+    pub login_uid: Option<u32>,
     /// How it holds or wants the machine.
     pub mode: Mode,
     /// What it is doing.
@@ -234,10 +236,12 @@ impl View<'_> {
         } else {
             Vec::new()
         };
+        let supervisor = self.supervisor_state(record).map(|_| record.joined.pid);
         Job {
             number: seen.entry.number,
             id: seen.id(record),
             uid: seen.uid,
+            login_uid: supervisor.and_then(|pid| self.proc.login_uid(pid)),
             mode: seen.entry.mode,
             state,
             age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),

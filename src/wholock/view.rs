@@ -63,7 +63,7 @@ fn row(job: &Job) -> Row {
     let usage = &job.usage;
     [
         job.number.to_string(),
-        text::escape(&crate::user::name(job.uid)),
+        text::escape(&crate::user::label(job.uid, job.login_uid)),
         job.mode.to_string(),
         state,
         text::duration(job.age),
@@ -148,6 +148,7 @@ mod tests {
             number,
             id: JobId { number, inode: 1, boot: 1, joined_usec: 1 },
             uid: 0,
+            login_uid: None,
             mode: Mode::Exclusive,
             state,
             age: Duration::from_secs(750),
