@@ -27,6 +27,9 @@
 //! *Start*: decide → take the lock file → with it held, end or wait for orphans → name the group in the ticket → make
 //! the group → fork the guard → the command is born in the group. Taking the lock before looking at orphans shuts
 //! plain flock(1) users out again; naming the group before it exists means that no crash leaves an invisible one.
+//! In a systemd scope, whose path systemd chooses: the launcher is forked → systemd makes the scope around it → the group
+//! is made in it and named in the ticket → the launcher makes guard and command, and ends → controllers are enabled →
+//! the command is let in. Until the guard is there the launcher dies with the supervisor, and the scope with it.
 //!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → printing. The unlock is explicit, since a descriptor that
@@ -43,6 +46,10 @@
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose
 //!   supervisor is killed is lost.
+//! - systemd may stop a scope at any time: at the end of a user's last session, by the user's or root's word. The guard
+//!   then ends the job; what the job moved out of the scope before lives on.
+//! - A guard that was killed in a scope is replaced from where the supervisor is, and moved in by systemd. If that fails, it
+//!   guards from the session, and ends with it.
 //! - A signal whose sender is a member of the job that was reaped before we looked is taken for one from outside, and
 //!   forwarded: the command may get it twice.
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.

@@ -63,7 +63,7 @@ pub fn news(news: News, living: &[Ended], count: usize, policy: &Policy) -> Stri
             format!("holding the machine for {processes} that the command left: {who} (^C kills now)")
         }
         News::Unkillable => format!(
-            "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel?)"
+            "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel, or not yours to kill, as after sudo?)"
         ),
     }
 }
