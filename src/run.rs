@@ -226,8 +226,8 @@ impl Run {
         }
         let lock = self.open_lock()?;
         let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
-        // Orphans may come home to us: in the fallback, also where it is the last resort.
-        let adopts = detected.places.contains(&Place::Subreaper);
+        // Orphans come home to us in the fallback, which is where the search may end if a scope cannot be had.
+        let adopts = !matches!(detected.places.first(), Some(Place::V2(_)));
         let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
             .map_err(Error::system("install signal handlers"))?;
         match outer {

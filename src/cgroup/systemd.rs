@@ -1,5 +1,5 @@
 //! Talking to systemd over D-Bus: org.freedesktop.systemd1(5). Every conversation is one question to a process of its own
-//! ([`crate::helper`]): the D-Bus library makes threads, a connection is woken by other units of the machine, and a bus
+//! (`helper`): the D-Bus library makes threads, a connection is woken by other units of the machine, and a bus
 //! may never answer. So nothing of it is left when the command starts.
 
 use std::collections::HashMap;

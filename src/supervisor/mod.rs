@@ -180,7 +180,9 @@ impl Supervisor<'_> {
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
                 // by the time it is reaped.
-                stopped = stopped.or_else(|| self.stopped_unit(exit));
+                if !machine.timed_out() && !machine.cut_short() {
+                    stopped = stopped.or_else(|| self.stopped_unit(exit));
+                }
                 if let Some(guard) = &self.guard {
                     guard.end();
                 }
