@@ -235,25 +235,26 @@ impl Supervisor<'_> {
                         // Those that ended by themselves meanwhile were not ended by us.
                         opened.retain_members(self.group);
                     }
-                    opened.send(Signal::TERM);
                     let asked = opened.pids();
+                    // At the time limit the command's own processes are asked to end: that is no leftover. Named before
+                    // they are asked, since most are gone at once.
+                    if main_ended {
+                        leftovers.add(&asked, None);
+                    }
+                    opened.send(Signal::TERM);
                     leftovers.asked.extend(&asked);
                     // A process whose pidfd is open takes longer to die.
                     drop(opened);
                     leftovers.signalled(main);
-                    // At the time limit the command's own processes are asked to end: that is no leftover.
-                    if main_ended {
-                        leftovers.add(&asked, None);
-                    }
                 }
                 Act::Continue => {
                     let members = self.group.members();
                     let new: Vec<i32> = members.iter().copied().filter(|pid| !leftovers.asked.contains(pid)).collect();
-                    signal_members(self.group, &new, Signal::TERM);
-                    signal_members(self.group, &members, Signal::CONT);
                     if main_ended {
                         leftovers.add(&new, None);
                     }
+                    signal_members(self.group, &new, Signal::TERM);
+                    signal_members(self.group, &members, Signal::CONT);
                 }
                 Act::Kill => {
                     // Those born since the TERM as well; after the first kill nobody is born.

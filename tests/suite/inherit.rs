@@ -16,7 +16,7 @@ fn without_and_with(world: &World, shell: &str, line: &str) -> (String, String) 
 }
 
 #[track_caller]
-fn assert_same(world: &World, shell: &str, line: &str) -> String {
+pub(crate) fn assert_same(world: &World, shell: &str, line: &str) -> String {
     let (without, with) = without_and_with(world, shell, line);
     assert_eq!(with, without, "{line}");
     with

@@ -7,7 +7,7 @@ use crate::needs;
 use crate::signals::{end, holder};
 
 /// An interactive shell on a terminal. What is typed is echoed, so tests wait for texts that they do not type.
-fn shell(world: &World) -> Terminal {
+pub(crate) fn shell(world: &World) -> Terminal {
     let bash = world.cmd("bash --norc --noprofile --noediting -i");
     let terminal = bash.env("PS1", "prompt> ").env("HISTFILE", "").env("TERM", "dumb").on_terminal();
     terminal.wait_screen("prompt> ");
@@ -15,7 +15,7 @@ fn shell(world: &World) -> Terminal {
 }
 
 /// Leaves an interactive shell, and finds nothing left.
-fn leave(world: &World, mut terminal: Terminal) {
+pub(crate) fn leave(world: &World, mut terminal: Terminal) {
     wait_until("the shell has the terminal", || terminal.foreground() == terminal.pid());
     terminal.type_in("exit 0\n");
     assert_eq!(terminal.wait().code(), Some(0));

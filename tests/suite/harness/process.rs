@@ -1,16 +1,18 @@
 //! Commands: building them, running them, and what they printed and how they ended.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io::{Read, Write as _};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::manager::Namespaces;
 use super::terminal::Terminal;
-use super::{DEADLINE, EXECUTABLES, wait_until};
+use super::{EXECUTABLES, deadline, wait_until};
 
 /// Every signal as a terminal's shell gives it to a program: the tests may themselves be run in the background, or under
 /// nohup.
@@ -31,6 +33,7 @@ pub(crate) struct Cmd {
     pub(super) command: Command,
     pub(super) uid: u32,
     pub(super) group: Option<PathBuf>,
+    pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) stdin: Vec<u8>,
 }
 
@@ -91,9 +94,16 @@ impl Cmd {
         });
         let uid = self.uid;
         let change_user = uid != nix::unistd::geteuid().as_raw();
+        let namespaces = self.namespaces;
+        let directory = self.command.get_current_dir().map(Path::to_owned).unwrap_or_default();
+        let directory = CString::new(directory.into_os_string().into_vec()).unwrap();
         let act = move || {
             if let Some(procs) = &procs {
                 nix::unistd::write(procs, b"0")?;
+            }
+            if let Some(namespaces) = &namespaces {
+                namespaces.enter()?;
+                nix::unistd::chdir(&*directory)?;
             }
             if change_user {
                 nix::unistd::setgroups(&[])?;
@@ -216,7 +226,7 @@ impl Running {
     /// Waits for its end, and for everything that was printed.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Done {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + deadline();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
