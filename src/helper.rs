@@ -20,9 +20,18 @@ pub(crate) enum Answer {
     /// What the process found out, or why it could not.
     Said(Result<String, String>),
     /// Nothing in time.
-    Silent,
+    Silent(Begun),
     /// We were asked to stop waiting.
-    Interrupted,
+    Interrupted(Begun),
+}
+
+/// Whether the process had passed the point from which on what it does may have effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// It had not.
+    No,
+    /// It had.
+    Yes,
 }
 
 /// What can end the wait for an answer: a descriptor that becomes readable, and whether what it tells of ends us.
@@ -32,14 +41,14 @@ pub(crate) struct Interrupt<'a> {
 }
 
 /// Lets a child do `work` and waits for what it has to say, `patience` long at most. It is gone when this returns, with
-/// every connection and thread that it made.
+/// every connection and thread that it made. `work` is given a call with which it says that it begins to have effects.
 ///
 /// # Errors
 /// No process could be made.
 pub(crate) fn ask(
     patience: Duration,
     interrupt: Option<&Interrupt<'_>>,
-    work: impl FnOnce() -> Result<String, String>,
+    work: impl FnOnce(&dyn Fn()) -> Result<String, String>,
 ) -> io::Result<Answer> {
     let deadline = Instant::now() + patience;
     let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
@@ -51,11 +60,15 @@ pub(crate) fn ask(
         -1 => return Err(io::Error::last_os_error()),
         0 => {
             fork::die_with(own.as_fd());
-            let text = match work() {
+            let writer = File::from(writer);
+            let begin = || {
+                let _ = (&writer).write_all(b"!");
+            };
+            let text = match work(&begin) {
                 Ok(text) => format!("+{text}"),
                 Err(text) => format!("-{text}"),
             };
-            let _ = File::from(writer).write_all(text.as_bytes());
+            let _ = (&writer).write_all(text.as_bytes());
             fork::end(0);
         }
         pid => pid,
@@ -79,7 +92,7 @@ fn listen(reader: OwnedFd, deadline: Instant, interrupt: Option<&Interrupt<'_>>)
         let ready = fds[0].any() == Some(true);
         let came = fds.get(1).and_then(PollFd::any) == Some(true);
         if interrupt.is_some_and(|interrupt| came && (interrupt.ends_us)()) {
-            return Ok(Answer::Interrupted);
+            return Ok(Answer::Interrupted(begun(&text)));
         }
         if ready {
             let mut chunk = [0; 1024];
@@ -88,10 +101,11 @@ fn listen(reader: OwnedFd, deadline: Instant, interrupt: Option<&Interrupt<'_>>)
                 length => text.extend_from_slice(&chunk[..length]),
             }
         } else if Instant::now() >= deadline {
-            return Ok(Answer::Silent);
+            return Ok(Answer::Silent(begun(&text)));
         }
     }
     let text = String::from_utf8_lossy(&text);
+    let text = text.trim_start_matches('!');
     Ok(Answer::Said(match text.split_at_checked(1) {
         Some(("+", rest)) => Ok(rest.to_owned()),
         Some(("-", rest)) => Err(rest.to_owned()),
@@ -99,11 +113,15 @@ fn listen(reader: OwnedFd, deadline: Instant, interrupt: Option<&Interrupt<'_>>)
     }))
 }
 
+fn begun(text: &[u8]) -> Begun {
+    if text.is_empty() { Begun::No } else { Begun::Yes }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ask_with(patience: Duration, interrupt: bool, work: impl FnOnce() -> Result<String, String>) -> Answer {
+    fn ask_with(patience: Duration, interrupt: bool, work: impl FnOnce(&dyn Fn()) -> Result<String, String>) -> Answer {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         if interrupt {
             File::from(writer.try_clone().unwrap()).write_all(b"x").unwrap();
@@ -115,19 +133,28 @@ mod tests {
     fn what_was_found_out_comes_back() {
         let long = "x".repeat(5000);
         let patience = Duration::from_secs(20);
-        assert_eq!(ask_with(patience, false, || Ok(long.clone())), Answer::Said(Ok(long.clone())));
-        assert_eq!(ask_with(patience, false, || Err("why".to_owned())), Answer::Said(Err("why".to_owned())));
-        let died = ask_with(patience, false, || fork::end(3));
+        assert_eq!(ask_with(patience, false, |_| Ok(long.clone())), Answer::Said(Ok(long.clone())));
+        let begun = |begin: &dyn Fn()| {
+            begin();
+            Err("why".to_owned())
+        };
+        assert_eq!(ask_with(patience, false, begun), Answer::Said(Err("why".to_owned())));
+        let died = ask_with(patience, false, |_| fork::end(3));
         assert!(matches!(died, Answer::Said(Err(_))), "{died:?}");
     }
 
     #[test]
     fn the_wait_ends_by_time_and_by_interrupt() {
-        let sleeps = || {
+        let sleeps = |_: &dyn Fn()| {
             std::thread::sleep(Duration::from_secs(60));
             Ok(String::new())
         };
-        assert_eq!(ask_with(Duration::from_millis(10), false, sleeps), Answer::Silent);
-        assert_eq!(ask_with(Duration::from_secs(60), true, sleeps), Answer::Interrupted);
+        let begins = |begin: &dyn Fn()| {
+            begin();
+            sleeps(begin)
+        };
+        assert_eq!(ask_with(Duration::from_millis(10), false, sleeps), Answer::Silent(Begun::No));
+        assert_eq!(ask_with(Duration::from_millis(500), false, begins), Answer::Silent(Begun::Yes));
+        assert_eq!(ask_with(Duration::from_secs(60), true, sleeps), Answer::Interrupted(Begun::No));
     }
 }

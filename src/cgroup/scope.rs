@@ -11,17 +11,19 @@
 //! scope itself must have no process when controllers are passed on to the sub-groups (cgroups(7), "no internal
 //! processes"): they are enabled when the launcher is gone, and before the command executes.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::systemd::{Manager, Missing};
+use super::systemd::{Manager, Missing, NoAnswer};
 use super::v2::{self, Location};
 use super::{GroupError, JobGroup, Maker, Population, Usage, detect};
 use crate::error::FileError;
 use crate::helper::Interrupt;
+use crate::job::GROUP_PREFIX;
 use crate::procfs::Proc;
 
 /// The sub-group of the guard.
@@ -40,49 +42,27 @@ pub struct Group {
     unit: String,
 }
 
-/// Why there is no scope.
-#[derive(Debug)]
-pub enum NoScope {
-    /// Not here: the next backend may do.
-    Missing(Missing),
-    /// The wait for it was ended.
-    Interrupted,
-}
-
-impl From<GroupError> for NoScope {
-    fn from(error: GroupError) -> Self {
-        Self::Missing(Missing { why: error.to_string(), cure: None })
-    }
-}
-
-impl From<FileError> for NoScope {
-    fn from(error: FileError) -> Self {
-        GroupError::from(error).into()
-    }
-}
-
 impl Group {
     /// Lets systemd put the process `launcher` into a scope, and makes the group `name` and the guard's in it.
     ///
     /// # Errors
-    /// See [`NoScope`].
+    /// There is none; or the wait for it was ended.
     pub(crate) fn create(
         manager: &Manager,
         name: &str,
         launcher: i32,
         mountinfo: &str,
         interrupt: &Interrupt<'_>,
-    ) -> Result<Self, NoScope> {
-        let unit = match manager.start_scope(name, launcher, interrupt) {
-            Ok(Some(unit)) => unit,
-            Ok(None) => return Err(NoScope::Interrupted),
-            Err(missing) => return Err(NoScope::Missing(missing)),
+    ) -> Result<Self, NoAnswer> {
+        let unit = manager.start_scope(name, launcher, interrupt)?;
+        let scope = located(launcher, &unit, mountinfo).map_err(Missing::because)?;
+        let inside = || -> Result<Self, GroupError> {
+            let guard = scope.child(GUARD).directory();
+            fs::create_dir(&guard).map_err(FileError::on("create the group", &guard))?;
+            let job = v2::Group::create(&scope, name)?;
+            Self::of(job, scope, unit)
         };
-        let scope = located(launcher, &unit, mountinfo).map_err(|why| NoScope::Missing(Missing { why, cure: None }))?;
-        let guard = scope.child(GUARD).directory();
-        fs::create_dir(&guard).map_err(FileError::on("create the group", &guard))?;
-        let job = v2::Group::create(&scope, name)?;
-        Ok(Self::of(job, scope, unit)?)
+        inside().map_err(|error| Missing::because(error.to_string()).into())
     }
 
     /// Opens the group `name` of the scope that this process is in: the launcher's way to it.
@@ -155,6 +135,14 @@ pub(crate) fn take_in_guard(manager: &Manager, group: &dyn JobGroup, pid: i32) {
     if let Some(unit) = group.unit() {
         let _ = manager.attach(unit, GUARD, pid);
     }
+}
+
+/// Whether systemd has moved this process into a scope that was made for it.
+pub(crate) fn is_around_us() -> bool {
+    let own = Proc::default().own_cgroup_v2().unwrap_or_default();
+    own.file_name()
+        .and_then(OsStr::to_str)
+        .is_some_and(|name| name.starts_with(GROUP_PREFIX) && name.ends_with(".scope"))
 }
 
 /// The scope's place in the hierarchy, from the cgroup file of the process in it: systemd chooses it. In most tries a

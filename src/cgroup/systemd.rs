@@ -12,10 +12,10 @@ use std::time::Duration;
 use zbus::blocking::{Connection, MessageIterator, connection};
 use zbus::zvariant::{OwnedObjectPath, Value};
 
-use crate::helper::{self, Answer, Interrupt};
+use crate::helper::{self, Answer, Begun, Interrupt};
 
 /// How long a bus may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
@@ -42,9 +42,24 @@ pub struct Missing {
     pub cure: Option<String>,
 }
 
+/// Why a question has no answer.
+#[derive(Debug)]
+pub struct NoAnswer {
+    /// `None`: we were asked to stop waiting.
+    pub missing: Option<Missing>,
+    /// Whether systemd may still do what it was asked for.
+    pub(crate) begun: Begun,
+}
+
+impl From<Missing> for NoAnswer {
+    fn from(missing: Missing) -> Self {
+        Self { missing: Some(missing), begun: Begun::No }
+    }
+}
+
 impl Missing {
     /// Nothing that we know would mend it.
-    fn because(why: impl Into<String>) -> Self {
+    pub(super) fn because(why: impl Into<String>) -> Self {
         Self { why: why.into(), cure: None }
     }
 
@@ -96,55 +111,49 @@ impl Manager {
     /// Lets systemd make a delegated scope with the process `pid` in it. Returns the scope's name, which begins with
     /// `name`.
     ///
-    /// `None`: `interrupt` ended the wait.
-    ///
     /// # Errors
-    /// systemd could not, or did not answer.
-    pub(crate) fn start_scope(
-        &self,
-        name: &str,
-        pid: i32,
-        interrupt: &Interrupt<'_>,
-    ) -> Result<Option<String>, Missing> {
-        self.ask(Some(interrupt), |connection| start_scope(connection, name, pid.cast_unsigned(), self.system))
+    /// systemd could not, or did not answer, or `interrupt` ended the wait.
+    pub(crate) fn start_scope(&self, name: &str, pid: i32, interrupt: &Interrupt<'_>) -> Result<String, NoAnswer> {
+        self.ask(Some(interrupt), |connection, begin| {
+            start_scope(connection, name, pid.cast_unsigned(), self.system, begin)
+        })
     }
 
     /// Lets systemd move the process `pid` into the sub-group `group` of a scope that it delegated to us.
     ///
     /// # Errors
     /// As for [`Manager::start_scope`].
-    pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), Missing> {
+    pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), NoAnswer> {
         let body = (unit, format!("/{group}"), vec![pid.cast_unsigned()]);
-        let answer = self.ask(None, |connection| {
+        let answer = self.ask(None, |connection, _| {
             call(connection, "AttachProcessesToUnit", &body).map_err(explain)?;
             Ok(String::new())
         });
         answer.map(|_| ())
     }
 
-    /// `None`: interrupted.
     fn ask(
         &self,
         interrupt: Option<&Interrupt<'_>>,
-        question: impl FnOnce(&Connection) -> Result<String, String>,
-    ) -> Result<Option<String>, Missing> {
+        question: impl FnOnce(&Connection, &dyn Fn()) -> Result<String, String>,
+    ) -> Result<String, NoAnswer> {
         // Where nobody listens there is nobody to wait for.
         let stream = connect(&self.socket)?;
-        let answer = helper::ask(PATIENCE, interrupt, || {
+        let answer = helper::ask(PATIENCE, interrupt, |begin| {
             let connection = connection::Builder::async_io_unix_stream(stream).build().map_err(explain)?;
-            question(&connection)
+            question(&connection, begin)
         });
         match answer {
-            Ok(Answer::Said(Ok(text))) => Ok(Some(text)),
-            Ok(Answer::Said(Err(why))) => Err(Missing::because(why)),
-            Ok(Answer::Silent) => Err(Missing::because(format!(
-                "{} did not answer within {} s",
-                self.socket.display(),
-                PATIENCE.as_secs()
-            ))),
-            Ok(Answer::Interrupted) => Ok(None),
+            Ok(Answer::Said(Ok(text))) => Ok(text),
+            Ok(Answer::Said(Err(why))) => Err(Missing::because(why).into()),
+            Ok(Answer::Silent(begun)) => {
+                let why = format!("{} did not answer within {} s", self.socket.display(), PATIENCE.as_secs());
+                Err(NoAnswer { missing: Some(Missing::because(why)), begun })
+            }
+            Ok(Answer::Interrupted(begun)) => Err(NoAnswer { missing: None, begun }),
             Err(error) => {
-                Err(Missing::because(format!("cannot make a process to ask systemd: {}", crate::error::reason(&error))))
+                let why = format!("cannot make a process to ask systemd: {}", crate::error::reason(&error));
+                Err(Missing::because(why).into())
             }
         }
     }
@@ -165,10 +174,17 @@ fn connect(socket: &Path) -> Result<UnixStream, Missing> {
 }
 
 /// In the helper process.
-fn start_scope(connection: &Connection, name: &str, pid: u32, system: bool) -> Result<String, String> {
+fn start_scope(
+    connection: &Connection,
+    name: &str,
+    pid: u32,
+    system: bool,
+    begin: &dyn Fn(),
+) -> Result<String, String> {
     // Without this systemd sends no signal to anybody, unless somebody else subscribed: not so on a machine where nobody
     // is at a screen.
     call(connection, "Subscribe", &()).map_err(explain)?;
+    begin();
     let mut taken = String::new();
     for attempt in 1..=NAMES {
         let unit = if attempt == 1 { format!("{name}.scope") } else { format!("{name}-{attempt}.scope") };

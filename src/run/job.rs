@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 
 use super::{Error, Run, fatal, no_group, weaker};
-use crate::cgroup::scope::{self, NoScope};
-use crate::cgroup::systemd::{Manager, Missing};
+use crate::cgroup::scope;
+use crate::cgroup::systemd::{Manager, Missing, NoAnswer};
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, subreaper, v2};
-use crate::helper::Interrupt;
+use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
 use crate::report;
 use crate::supervisor::command::Command;
@@ -56,7 +56,7 @@ impl Job<'_> {
                 Place::Scope(manager) => match self.in_scope(&manager, charge, mountinfo)? {
                     Ok(finished) => return Ok(finished),
                     Err(Missing { why, cure }) => {
-                        detected.refused.push(Refusal { backend: Backend::Scope, why, cure });
+                        detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure });
                         if detected.places.first() == Some(&Place::Subreaper) {
                             self.run.say.note_now(&weaker(detected));
                         }
@@ -106,15 +106,16 @@ impl Job<'_> {
             signalled.get().is_some()
         };
         let interrupt = Interrupt { fd: self.signals.fd(), ends_us: &ends_us };
-        // A launcher that dies in the scope takes the scope with it, so nothing is left if we end or are killed here.
+        // The launcher leaves when we end or are killed, and the scope goes with it.
         let mut group = match scope::Group::create(manager, self.name, launcher.pid, mountinfo, &interrupt) {
             Ok(group) => group,
-            Err(reason) => {
-                launcher.dismiss();
-                return match (reason, signalled.get()) {
-                    (NoScope::Missing(missing), _) => Ok(Err(missing)),
-                    (NoScope::Interrupted, signal) => Err(Error::Signalled(signal.unwrap_or(libc::SIGTERM))),
-                };
+            Err(NoAnswer { missing, begun }) => {
+                if begun == Begun::Yes {
+                    launcher.leave()
+                } else {
+                    launcher.dismiss()
+                }
+                return missing.map(Err).ok_or(Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)));
             }
         };
         if let Err(error) = self.record_group(Backend::Scope, Some(group.path().to_owned())) {

@@ -9,6 +9,7 @@
 //! systemd stops a scope by TERM to every process in it, and KILL 90 s later. The guard answers TERM by killing the job
 //! at once: if it died of it while the job did not, the job would go on unguarded until then.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ use crate::mask::BlockedSignals;
 use crate::poll::Limits;
 
 /// The process's name, as ps(1) and top(1) show it.
-const NAME: &std::ffi::CStr = c"perflock-guard";
+const NAME: &CStr = c"perflock-guard";
 
 /// A running guard.
 #[derive(Debug)]
@@ -120,7 +121,7 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
     kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
     kept.push(supervisor.as_raw_fd());
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
-    leave_everything_else(kept);
+    leave_everything_else(kept, NAME);
     if watch(supervisor, term.as_ref().map(AsFd::as_fd)) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.0.word().store(1, Ordering::SeqCst);
@@ -138,8 +139,9 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
     fork::end(0)
 }
 
-/// Keeps nothing of the supervisor's but `kept`: a pipe that the guard held open would keep its reader waiting.
-fn leave_everything_else(mut kept: Vec<RawFd>) {
+/// Keeps nothing of the supervisor's but `kept`, and is called `name`: a pipe that the guard held open would keep its
+/// reader waiting.
+pub(super) fn leave_everything_else(mut kept: Vec<RawFd>, name: &CStr) {
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
     if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
@@ -158,7 +160,7 @@ fn leave_everything_else(mut kept: Vec<RawFd>) {
     }
     close_range(first, RawFd::MAX);
     // SAFETY: the name is a valid C string; the kernel copies it.
-    unsafe { libc::prctl(libc::PR_SET_NAME, NAME.as_ptr()) };
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 fn close_range(first: RawFd, last: RawFd) {

@@ -22,7 +22,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -30,7 +30,7 @@ use super::command::Command;
 use super::guard::{self, Charge, Guard, Told};
 use super::inherit::Inherited;
 use super::spawn::{self, Main, SpawnError};
-use crate::cgroup::scope;
+use crate::cgroup::{scope, systemd};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
@@ -52,6 +52,9 @@ pub struct Work<'a> {
 
 /// The launcher's answer: the guard's pid, the command's pid, and the errno of what could not be made.
 type Made = [i32; 3];
+
+/// How long a launcher that nobody needs waits for systemd to move it: as long as systemd is waited for.
+const LEAVES_AFTER: Duration = systemd::PATIENCE;
 
 /// A launcher that waits to be moved and told to go.
 #[derive(Debug)]
@@ -90,7 +93,6 @@ impl Launcher {
             }
             None => {
                 drop(ours);
-                fork::die_with(supervisor.as_fd());
                 launch(work, theirs, &supervisor, &told);
             }
         }
@@ -122,10 +124,15 @@ impl Launcher {
         Ok((guard, command))
     }
 
-    /// It is not needed.
+    /// It is not needed, and systemd is not about to move it.
     pub fn dismiss(self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         child::reap(self.pid);
+    }
+
+    /// It is not needed, but systemd may be about to move it: it leaves when that is done, or does not come.
+    pub fn leave(self) {
+        // Its end of the socket reads end of file.
     }
 }
 
@@ -172,14 +179,30 @@ fn read_to_end(socket: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> 
 fn launch(work: Work<'_>, mut socket: UnixStream, supervisor: &OwnedFd, told: &Told) -> ! {
     let mut go = [0];
     if socket.read_exact(&mut go).is_err() {
-        fork::end(0);
+        leave_once_moved();
     }
+    // Inside the scope: whoever dies there takes it along.
+    fork::die_with(supervisor.as_fd());
     let mut made: Made = [0; 3];
     if let Err(error) = make(work, &socket, supervisor, told, &mut made) {
         made[2] = error.raw_os_error().unwrap_or(libc::EIO);
     }
     let bytes: Vec<u8> = made.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let _ = socket.write_all(&bytes);
+    fork::end(0)
+}
+
+/// The supervisor is dead or does without a scope, but systemd may have been asked. If it came to move a process that is
+/// gone, the scope would be there for ever: it goes when it *gets* empty.
+fn leave_once_moved() -> ! {
+    // The lock is not ours to keep, nor anybody's pipe.
+    guard::leave_everything_else(Vec::new(), c"perflock-leaves");
+    let end = Instant::now() + LEAVES_AFTER;
+    let mut pause = Duration::from_millis(1);
+    while Instant::now() < end && !scope::is_around_us() {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
     fork::end(0)
 }
 
