@@ -232,7 +232,11 @@ impl JobGroup for Group {
             Err(error) => return Err(FileError::on("remove the group", &path)(error).into()),
         }
         for group in tree(&path).into_iter().rev() {
-            fs::remove_dir(&group).map_err(FileError::on("remove the group", &group))?;
+            match fs::remove_dir(&group) {
+                // systemd tidies up a scope that it saw empty.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                done => done.map_err(FileError::on("remove the group", &group))?,
+            }
         }
         Ok(())
     }

@@ -177,16 +177,22 @@ impl Supervisor<'_> {
             if let (true, Some(exit)) = (machine.done(), exit) {
                 let leftover_count = leftovers.count();
                 let leftovers = leftovers.named;
-                // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
-                // group and a dead ticket that names it; the next perflock removes both. Told this early, it is gone
-                // by the time it is reaped.
                 if !machine.timed_out() && !machine.cut_short() {
                     stopped = stopped.or_else(|| self.stopped_unit(exit));
                 }
-                if let Some(guard) = &self.guard {
-                    guard.end();
-                }
-                let usage = self.group.usage();
+                // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
+                // group and a dead ticket that names it; the next perflock removes both. Told this early, the guard is
+                // gone by the time it is reaped. But with the last process of a scope systemd removes the groups in it,
+                // and what they counted.
+                let end_guard = || self.guard.iter().for_each(Guard::end);
+                let usage = if self.group.unit().is_some() {
+                    let usage = self.group.usage();
+                    end_guard();
+                    usage
+                } else {
+                    end_guard();
+                    self.group.usage()
+                };
                 return Ok(Outcome {
                     exit,
                     wall,
