@@ -14,11 +14,16 @@ use crate::child;
 use crate::fork;
 use crate::mask::BlockedSignals;
 
+/// The first and the longest pause between two looks for an effect.
+const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+
 /// What came of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// What the process found out, or why it could not.
     Said(Result<String, String>),
+    /// What was asked for has come about, before the process could say so.
+    Seen,
     /// Nothing in time.
     Silent(Begun),
     /// We were asked to stop waiting.
@@ -41,13 +46,15 @@ pub(crate) struct Interrupt<'a> {
 }
 
 /// Lets a child do `work` and waits for what it has to say, `patience` long at most. It is gone when this returns, with
-/// every connection and thread that it made. `work` is given a call with which it says that it begins to have effects.
+/// every connection and thread that it made. `work` is given a call with which it says that it begins to have effects;
+/// from then on `seen` is asked again and again whether they have come about.
 ///
 /// # Errors
 /// No process could be made.
 pub(crate) fn ask(
     patience: Duration,
     interrupt: Option<&Interrupt<'_>>,
+    seen: Option<&dyn Fn() -> bool>,
     work: impl FnOnce(&dyn Fn()) -> Result<String, String>,
 ) -> io::Result<Answer> {
     let deadline = Instant::now() + patience;
@@ -76,19 +83,31 @@ pub(crate) fn ask(
     drop((writer, blocked));
     // Ours, and not reaped: the number means this child.
     let pidfd = pidfd_open(rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    let answer = listen(reader, deadline, interrupt);
+    let answer = listen(reader, deadline, interrupt, seen);
     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     child::reap(pid);
     answer
 }
 
-fn listen(reader: OwnedFd, deadline: Instant, interrupt: Option<&Interrupt<'_>>) -> io::Result<Answer> {
+fn listen(
+    reader: OwnedFd,
+    deadline: Instant,
+    interrupt: Option<&Interrupt<'_>>,
+    seen: Option<&dyn Fn() -> bool>,
+) -> io::Result<Answer> {
     let mut reader = File::from(reader);
     let mut text = Vec::new();
+    let mut pause = LOOKS.0;
     loop {
+        let looks = seen.filter(|_| begun(&text) == Begun::Yes);
+        if looks.is_some_and(|seen| seen()) {
+            return Ok(Answer::Seen);
+        }
+        let wake_at = looks.map_or(deadline, |_| deadline.min(Instant::now() + pause));
+        pause = (pause * 2).min(LOOKS.1);
         let mut fds = vec![PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
         fds.extend(interrupt.map(|interrupt| PollFd::new(interrupt.fd, PollFlags::POLLIN)));
-        crate::poll::until(&mut fds, Some(deadline))?;
+        crate::poll::until(&mut fds, Some(wake_at))?;
         let ready = fds[0].any() == Some(true);
         let came = fds.get(1).and_then(PollFd::any) == Some(true);
         if interrupt.is_some_and(|interrupt| came && (interrupt.ends_us)()) {
@@ -126,7 +145,7 @@ mod tests {
         if interrupt {
             File::from(writer.try_clone().unwrap()).write_all(b"x").unwrap();
         }
-        ask(patience, Some(&Interrupt { fd: reader.as_fd(), ends_us: &|| true }), work).unwrap()
+        ask(patience, Some(&Interrupt { fd: reader.as_fd(), ends_us: &|| true }), None, work).unwrap()
     }
 
     #[test]
@@ -141,6 +160,22 @@ mod tests {
         assert_eq!(ask_with(patience, false, begun), Answer::Said(Err("why".to_owned())));
         let died = ask_with(patience, false, |_| fork::end(3));
         assert!(matches!(died, Answer::Said(Err(_))), "{died:?}");
+    }
+
+    #[test]
+    fn an_effect_is_seen_once_it_may_come() {
+        let seen = || true;
+        let ask = |begins: bool| {
+            ask(Duration::from_millis(300), None, Some(&seen), |begin| {
+                if begins {
+                    begin();
+                }
+                std::thread::sleep(Duration::from_secs(60));
+                Ok(String::new())
+            })
+        };
+        assert_eq!(ask(true).unwrap(), Answer::Seen);
+        assert_eq!(ask(false).unwrap(), Answer::Silent(Begun::No));
     }
 
     #[test]

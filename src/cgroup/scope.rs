@@ -11,11 +11,10 @@
 //! scope itself must have no process when controllers are passed on to the sub-groups (cgroups(7), "no internal
 //! processes"): they are enabled when the launcher is gone, and before the command executes.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::systemd::{Manager, Missing, NoAnswer};
@@ -54,8 +53,8 @@ impl Group {
         mountinfo: &str,
         interrupt: &Interrupt<'_>,
     ) -> Result<Self, NoAnswer> {
-        let unit = manager.start_scope(name, launcher, interrupt)?;
-        let scope = located(launcher, &unit, mountinfo).map_err(Missing::because)?;
+        manager.start_scope(name, launcher, interrupt, &|| around(launcher, name).is_some())?;
+        let (scope, unit) = located(launcher, name, mountinfo).map_err(Missing::because)?;
         let inside = || -> Result<Self, GroupError> {
             let guard = scope.child(GUARD).directory();
             fs::create_dir(&guard).map_err(FileError::on("create the group", &guard))?;
@@ -139,22 +138,26 @@ pub(crate) fn take_in_guard(manager: &Manager, group: &dyn JobGroup, pid: i32) {
 
 /// Whether systemd has moved this process into a scope that was made for it.
 pub(crate) fn is_around_us() -> bool {
-    let own = Proc::default().own_cgroup_v2().unwrap_or_default();
-    own.file_name()
-        .and_then(OsStr::to_str)
-        .is_some_and(|name| name.starts_with(GROUP_PREFIX) && name.ends_with(".scope"))
+    around(std::process::id().cast_signed(), GROUP_PREFIX).is_some()
 }
 
-/// The scope's place in the hierarchy, from the cgroup file of the process in it: systemd chooses it. In most tries a
-/// process was not there yet when the call returned.
-fn located(pid: i32, unit: &str, mountinfo: &str) -> Result<Location, String> {
-    let (proc, end) = (Proc::default(), Instant::now() + SETTLE);
+/// The scope, of a name that begins with `prefix`, that the process `pid` is in. Its path is systemd's to choose.
+fn around(pid: i32, prefix: &str) -> Option<(PathBuf, String)> {
+    let path = Proc::default().cgroup_v2(pid).ok()?;
+    let unit = path.file_name()?.to_str()?.to_owned();
+    (unit.starts_with(prefix) && unit.ends_with(".scope")).then_some((path, unit))
+}
+
+/// The place of the scope that is made for `pid`, and its name. In most tries a process was not there yet when
+/// systemd had answered.
+fn located(pid: i32, name: &str, mountinfo: &str) -> Result<(Location, String), String> {
+    let end = Instant::now() + SETTLE;
     let mut pause = Duration::from_micros(50);
     loop {
-        match proc.cgroup_v2(pid) {
-            Ok(path) if path.file_name().is_some_and(|name| name == unit) => return detect::locate(mountinfo, &path),
-            _ if Instant::now() >= end => return Err(format!("systemd made {unit}, but did not move us into it")),
-            _ => std::thread::sleep(pause),
+        match around(pid, name) {
+            Some((path, unit)) => return Ok((detect::locate(mountinfo, &path)?, unit)),
+            None if Instant::now() >= end => return Err("systemd made a scope, but did not move us into it".to_owned()),
+            None => std::thread::sleep(pause),
         }
         pause = (pause * 2).min(Duration::from_millis(2));
     }

@@ -2,7 +2,6 @@
 //! (`helper`): the D-Bus library makes threads, a connection is woken by other units of the machine, and a bus
 //! may never answer. So nothing of it is left when the command starts.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
@@ -108,13 +107,19 @@ impl Manager {
         })
     }
 
-    /// Lets systemd make a delegated scope with the process `pid` in it. Returns the scope's name, which begins with
-    /// `name`.
+    /// Lets systemd make a delegated scope, whose name begins with `name`, with the process `pid` in it. `moved` says whether
+    /// it is there; where this returns without an error, it is or will be in a moment.
     ///
     /// # Errors
     /// systemd could not, or did not answer, or `interrupt` ended the wait.
-    pub(crate) fn start_scope(&self, name: &str, pid: i32, interrupt: &Interrupt<'_>) -> Result<String, NoAnswer> {
-        self.ask(Some(interrupt), |connection, begin| {
+    pub(crate) fn start_scope(
+        &self,
+        name: &str,
+        pid: i32,
+        interrupt: &Interrupt<'_>,
+        moved: &dyn Fn() -> bool,
+    ) -> Result<(), NoAnswer> {
+        self.ask(Some(interrupt), Some(moved), |connection, begin| {
             start_scope(connection, name, pid.cast_unsigned(), self.system, begin)
         })
     }
@@ -125,26 +130,28 @@ impl Manager {
     /// As for [`Manager::start_scope`].
     pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), NoAnswer> {
         let body = (unit, format!("/{group}"), vec![pid.cast_unsigned()]);
-        let answer = self.ask(None, |connection, _| {
-            call(connection, "AttachProcessesToUnit", &body).map_err(explain)?;
-            Ok(String::new())
-        });
-        answer.map(|_| ())
+        self.ask(None, None, |connection, _| {
+            call(connection, "AttachProcessesToUnit", &body).map(|_| ()).map_err(explain)
+        })
     }
 
     fn ask(
         &self,
         interrupt: Option<&Interrupt<'_>>,
-        question: impl FnOnce(&Connection, &dyn Fn()) -> Result<String, String>,
-    ) -> Result<String, NoAnswer> {
+        seen: Option<&dyn Fn() -> bool>,
+        question: impl FnOnce(&Connection, &dyn Fn()) -> Result<(), String>,
+    ) -> Result<(), NoAnswer> {
         // Where nobody listens there is nobody to wait for.
         let stream = connect(&self.socket)?;
-        let answer = helper::ask(PATIENCE, interrupt, |begin| {
+        let answer = helper::ask(PATIENCE, interrupt, seen, |begin| {
             let connection = connection::Builder::async_io_unix_stream(stream).build().map_err(explain)?;
-            question(&connection, begin)
+            let answer = question(&connection, begin).map(|()| String::new());
+            // The process ends: that closes it too, without another word to the bus.
+            std::mem::forget(connection);
+            answer
         });
         match answer {
-            Ok(Answer::Said(Ok(text))) => Ok(text),
+            Ok(Answer::Said(Ok(_)) | Answer::Seen) => Ok(()),
             Ok(Answer::Said(Err(why))) => Err(Missing::because(why).into()),
             Ok(Answer::Silent(begun)) => {
                 let why = format!("{} did not answer within {} s", self.socket.display(), PATIENCE.as_secs());
@@ -174,16 +181,10 @@ fn connect(socket: &Path) -> Result<UnixStream, Missing> {
 }
 
 /// In the helper process.
-fn start_scope(
-    connection: &Connection,
-    name: &str,
-    pid: u32,
-    system: bool,
-    begin: &dyn Fn(),
-) -> Result<String, String> {
+fn start_scope(connection: &Connection, name: &str, pid: u32, system: bool, begin: &dyn Fn()) -> Result<(), String> {
     // Without this systemd sends no signal to anybody, unless somebody else subscribed: not so on a machine where nobody
     // is at a screen.
-    call(connection, "Subscribe", &()).map_err(explain)?;
+    tell(connection, (DESTINATION, OBJECT, MANAGER, "Subscribe"), &()).map_err(explain)?;
     begin();
     let mut taken = String::new();
     for attempt in 1..=NAMES {
@@ -192,7 +193,7 @@ fn start_scope(
             Err(zbus::Error::MethodError(error, _, _)) if error.as_str().ends_with(".UnitExists") => {
                 taken = format!("a unit {unit} exists already");
             }
-            Ok(result) if result == "done" => return Ok(unit),
+            Ok(result) if result == "done" => return Ok(()),
             Ok(result) => return Err(format!("systemd could not make the scope {unit}: {result}")),
             Err(error) => return Err(explain(error)),
         }
@@ -202,15 +203,12 @@ fn start_scope(
 
 /// Starts the scope and waits for systemd's job; returns the job's result.
 fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zbus::Result<String> {
-    // Listened for before it can come: the job may be over before the call returns.
-    let rule = zbus::MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .interface(MANAGER)?
-        .member("JobRemoved")?
-        .arg(2, unit)?
-        .build();
-    let removed = MessageIterator::for_match_rule(rule, connection, None)?;
-    let mut properties: HashMap<&str, Value<'_>> = HashMap::from([
+    // Listened for before it can come: the job may be over before the call returns. A bus takes messages in their order,
+    // so nothing is waited for but the one answer that counts.
+    let messages = MessageIterator::from(connection);
+    let rule = format!("type='signal',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'");
+    tell(connection, ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch"), &rule)?;
+    let mut properties: Vec<(&str, Value<'_>)> = vec![
         ("Description", "a job of perflock".into()),
         ("Delegate", true.into()),
         ("PIDs", vec![pid].into()),
@@ -218,22 +216,37 @@ fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zb
         ("CollectMode", "inactive-or-failed".into()),
         // The job has the limits that the command would have without us: a scope's own default is lower.
         ("TasksMax", u64::MAX.into()),
-    ]);
+    ];
     if system {
-        properties.insert("Slice", "perflock.slice".into());
+        properties.push(("Slice", "perflock.slice".into()));
     }
-    let properties: Vec<(&str, Value<'_>)> = properties.into_iter().collect();
     let none: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
     let reply = call(connection, "StartTransientUnit", &(unit, "fail", properties, none))?;
     let job: OwnedObjectPath = reply.body().deserialize()?;
-    for message in removed {
+    for message in messages {
         let message = message?;
-        let (_, path, _, result): (u32, OwnedObjectPath, String, String) = message.body().deserialize()?;
-        if path == job {
-            return Ok(result);
+        if message.header().member().is_some_and(|member| member == "JobRemoved") {
+            let (_, path, _, result): (u32, OwnedObjectPath, String, String) = message.body().deserialize()?;
+            if path == job {
+                return Ok(result);
+            }
         }
     }
     Err(zbus::Error::Failure("the bus closed the connection".to_owned()))
+}
+
+/// A call whose answer is not waited for: destination, object, interface and method.
+fn tell<B: serde::Serialize + zbus::zvariant::DynamicType>(
+    connection: &Connection,
+    (destination, object, interface, method): (&str, &str, &str, &str),
+    body: &B,
+) -> zbus::Result<()> {
+    let message = zbus::Message::method_call(object, method)?
+        .destination(destination)?
+        .interface(interface)?
+        .with_flags(zbus::message::Flags::NoReplyExpected)?
+        .build(body)?;
+    connection.send(&message)
 }
 
 fn call<B: serde::Serialize + zbus::zvariant::DynamicType>(

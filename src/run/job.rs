@@ -110,10 +110,9 @@ impl Job<'_> {
         let mut group = match scope::Group::create(manager, self.name, launcher.pid, mountinfo, &interrupt) {
             Ok(group) => group,
             Err(NoAnswer { missing, begun }) => {
-                if begun == Begun::Yes {
-                    launcher.leave()
-                } else {
-                    launcher.dismiss()
+                match begun {
+                    Begun::Yes => launcher.leave(),
+                    Begun::No => launcher.dismiss(),
                 }
                 return missing.map(Err).ok_or(Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)));
             }
