@@ -65,7 +65,7 @@ fn the_lock_is_named_by_flag_environment_or_file_in_this_order() {
     let done = perflock().env("PERFLOCK_LOCK", &by_environment).arg("--lock").arg(&by_flag).args(show).run();
     done.exits(0).prints("by-flag.d/1.x\n").says("");
     // wholock looks where perflock locks.
-    let holder = perflock().env("PERFLOCK_LOCK", "").args(["sh", "-c", "echo running; exec sleep 60"]).spawn();
+    let holder = perflock().env("PERFLOCK_LOCK", "").args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
     holder.wait_stdout("running\n");
     world.cmd("wholock -q").env("PERFLOCK_CONFIG", &config).env("PERFLOCK_LOCK", "").run().exits(1);
     world.cmd("wholock -q").env("PERFLOCK_CONFIG", &config).run().exits(0);
@@ -145,7 +145,7 @@ fn a_named_file_must_be_readable_and_text() {
 
 #[test]
 fn a_home_that_is_closed_or_missing_is_no_error() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(crate::harness::ALICE);
     world.cmd("perflock true").env("HOME", "/root").run().exits(0).says("");
     world.cmd("perflock true").env("HOME", "/nonexistent").run().exits(0).says("");
@@ -158,8 +158,8 @@ fn a_home_that_is_closed_or_missing_is_no_error() {
 fn the_shipped_file_can_be_used_as_it_is_and_with_every_key_set() {
     needs!(V2);
     let world = World::new();
-    let shipped = include_str!("../../config/perflock.toml");
-    let as_it_is = world.write("shipped.toml", shipped);
+    let shipped = crate::harness::source("config/perflock.toml");
+    let as_it_is = world.write("shipped.toml", &shipped);
     world.cmd("perflock --config").arg(&as_it_is).arg("true").run().exits(0).says("");
     let set: String = shipped
         .lines()

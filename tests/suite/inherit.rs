@@ -280,7 +280,7 @@ fn a_death_by_a_signal_that_was_ignored_at_start_is_repeated() {
 
 #[test]
 fn as_pid_1_a_death_by_signal_is_told_by_code_and_orphans_are_reaped() {
-    needs!(V2, Root, Program("unshare"));
+    needs!(V2, Root, OwnGroup, Program("unshare"));
     let world = World::new();
     for options in ["", "--cgroup none"] {
         let start = || world.cmd(&format!("unshare -pf --mount-proc perflock {options} sh -c"));
@@ -296,9 +296,9 @@ fn as_pid_1_a_death_by_signal_is_told_by_code_and_orphans_are_reaped() {
 
 #[test]
 fn a_job_whose_pid_namespace_was_killed_is_no_obstacle() {
-    needs!(V2, Root, Program("unshare"));
+    needs!(V2, Root, OwnGroup, Program("unshare"));
     let world = World::new();
-    let running = world.cmd("unshare -pf --mount-proc perflock sh -c").arg("touch up; setsid sleep 60").spawn();
+    let running = world.cmd("unshare -pf --mount-proc perflock sh -c").arg("touch up; setsid sleep 600").spawn();
     wait_until("the job runs", || world.path("up").exists());
     let named = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default() == "perflock\n";
     let supervisor = world.processes().into_iter().find(named).unwrap();
@@ -311,9 +311,9 @@ fn a_job_whose_pid_namespace_was_killed_is_no_obstacle() {
 
 #[test]
 fn as_pid_1_leftovers_are_killed_and_named() {
-    needs!(V2, Root, Program("unshare"));
+    needs!(V2, Root, OwnGroup, Program("unshare"));
     let world = World::new();
-    let job = world.cmd("unshare -pf --mount-proc perflock sh -c").arg("setsid sleep 60 & exit 2");
+    let job = world.cmd("unshare -pf --mount-proc perflock sh -c").arg("setsid sleep 600 & exit 2");
     job.run().exits(2).mentions("perflock: killed 1 leftover process: sleep (");
     world.assert_clean();
 }

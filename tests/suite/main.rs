@@ -9,6 +9,7 @@ mod fallback;
 mod guard;
 mod harness;
 mod hostile;
+mod in_a_session;
 mod inherit;
 mod leaving;
 mod namespaces;

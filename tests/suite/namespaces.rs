@@ -6,14 +6,14 @@ use crate::needs;
 /// A job that is PID 1 of a pid namespace of its own. The process is `unshare`, which waits for it.
 fn contained(world: &World) -> Running {
     let line = "unshare --pid --fork --kill-child --mount-proc perflock sh -c";
-    let holder = world.cmd(line).arg("echo running; exec sleep 60").spawn();
+    let holder = world.cmd(line).arg("echo running; exec sleep 600").spawn();
     holder.wait_stdout("running\n");
     holder
 }
 
 #[test]
 fn a_job_of_another_pid_namespace_is_waited_for_and_shown() {
-    needs!(Root, V2, Program("unshare"));
+    needs!(Root, V2, OwnGroup, Program("unshare"));
     let world = World::new();
     let holder = contained(&world);
     world.cmd("pls -n true").run().exits(75).mentions("root runs sh -c ");
@@ -35,7 +35,7 @@ fn a_job_of_another_pid_namespace_is_waited_for_and_shown() {
 
 #[test]
 fn a_job_of_another_pid_namespace_waits_its_turn() {
-    needs!(Root, V2, Program("unshare"));
+    needs!(Root, V2, OwnGroup, Program("unshare"));
     let world = World::new();
     let holder = world.holder("perflock");
     let line = "unshare --pid --fork --mount-proc perflock";
@@ -53,10 +53,10 @@ fn a_job_of_another_pid_namespace_waits_its_turn() {
 
 #[test]
 fn a_dead_job_of_another_cgroup_namespace_is_not_looked_for() {
-    needs!(Root, V2, Program("unshare"));
+    needs!(Root, V2, OwnGroup, Program("unshare"));
     let world = World::new();
     let script = "mount --bind /sys/fs /mnt; mount -t cgroup2 none /mnt/cgroup; exec perflock sh -c \
-                  'echo $$ > pid; exec sleep 60 >/dev/null 2>&1'";
+                  'echo $$ > pid; exec sleep 600 >/dev/null 2>&1'";
     let holder = world.cmd("unshare --cgroup --mount sh -ec").arg(script).spawn();
     let member = pid_in(&world.path("pid"));
     assert_eq!(holder.stderr(), "", "a job group can be made below the namespace's root");

@@ -1,11 +1,12 @@
 //! A job inside a job: it runs at once where the outer mode covers it, fails clearly where not, and never deadlocks.
 
+use crate::harness::groups::is_job;
 use crate::harness::{World, alive, pid_in, wait_until};
 use crate::needs;
 
 /// The names of the job groups that a line of `/proc/self/cgroup` runs through.
 fn groups(line: &str) -> Vec<&str> {
-    line.trim().split('/').filter(|part| part.starts_with("perflock-")).collect()
+    line.trim().split('/').filter(|part| is_job(part)).collect()
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn what_the_inner_job_leaves_is_ended_with_it() {
 fn an_inner_supervisor_killed_outright_takes_only_its_own_job_with_it() {
     needs!(V2);
     let world = World::new();
-    let script = "perflock sh -c 'echo $$ > inner; echo $PPID > supervisor; exec sleep 60'; echo outer went on; \
+    let script = "perflock sh -c 'echo $$ > inner; echo $PPID > supervisor; exec sleep 600'; echo outer went on; \
                   while [ ! -e go ]; do sleep 0.01; done";
     let outer = world.cmd("perflock sh -c").arg(script).spawn();
     let inner = pid_in(&world.path("inner"));
@@ -152,7 +153,7 @@ fn an_inner_supervisor_killed_outright_takes_only_its_own_job_with_it() {
 
 #[test]
 fn in_a_cgroup_namespace_the_variable_tells() {
-    needs!(V2, Root, Program("unshare"));
+    needs!(V2, Root, OwnGroup, Program("unshare"));
     let world = World::new();
     let done = world.cmd("perflock unshare --cgroup perflock echo inside").run().exits(0).prints("inside\n");
     // The namespace hides the group, so the inner job falls back; what it leaves is in the outer group all the same.
@@ -181,7 +182,7 @@ fn a_job_of_another_lock_is_queued_as_anywhere() {
     let world = World::new();
     let other = world.path("other");
     world.cmd("perflock --setup --lock").arg(&other).run().exits(0);
-    let holder = world.cmd("perflock --lock").arg(&other).args(["sh", "-c", "echo running; exec sleep 60"]).spawn();
+    let holder = world.cmd("perflock --lock").arg(&other).args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
     holder.wait_stdout("running\n");
     let script = format!("perflock -n --lock {} true; echo $?", other.display());
     world.cmd("perflock sh -c").arg(&script).run().exits(0).prints("75\n");

@@ -153,7 +153,7 @@ fn an_nginx_left_behind_is_killed_and_named() {
 fn many_processes_end_at_once() {
     needs!(V2);
     let world = World::new();
-    let job = "i=0; while [ $i -lt 300 ]; do sleep 60 & i=$((i+1)); done; echo started; exit 1";
+    let job = "i=0; while [ $i -lt 300 ]; do sleep 600 & i=$((i+1)); done; echo started; exit 1";
     let done = world.cmd("perflock --grace 5 sh -c").arg(job).run().exits(1).prints("started\n");
     assert!(done.stderr.starts_with("perflock: killed 300 leftover processes: "), "{}", done.stderr);
     world.assert_clean();

@@ -1,10 +1,7 @@
 //! The README's console blocks, run as they stand: each in a fresh world, with `/run` empty as on a new machine.
 
-use crate::harness::World;
+use crate::harness::{World, source};
 use crate::needs;
-
-/// The README at build time.
-const README: &str = include_str!("../../README.md");
 
 /// Commands that build or test the project itself: CI runs them, a test cannot.
 const RUN_BY_CI: [&str; 2] =
@@ -12,7 +9,8 @@ const RUN_BY_CI: [&str; 2] =
 
 /// Console blocks as commands with the output that follows each.
 fn blocks() -> Vec<Vec<(String, String)>> {
-    let fenced = README.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let readme = source("README.md");
+    let fenced = readme.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     fenced
         .map(|block| {
             let mut commands: Vec<(String, String)> = Vec::new();
@@ -49,7 +47,7 @@ fn normalise(text: &str) -> String {
 
 #[test]
 fn every_console_block_does_what_the_readme_shows() {
-    needs!(Root, V2, Program("make"), Program("unshare"));
+    needs!(Root, V2, OwnGroup, Program("make"), Program("unshare"));
     let mut tested = 0;
     for commands in blocks() {
         if commands.iter().any(|(command, _)| RUN_BY_CI.contains(&command.as_str())) {

@@ -5,7 +5,7 @@ use crate::needs;
 
 /// Starts a job whose member outlives supervisor and guard, and kills both. Returns the member.
 fn orphan(world: &World, options: &str) -> i32 {
-    let job = "echo $$ > orphan; exec sleep 60 >/dev/null 2>&1";
+    let job = "echo $$ > orphan; exec sleep 600 >/dev/null 2>&1";
     let running = world.cmd(&format!("perflock {options} sh -c")).arg(job).spawn();
     let member = pid_in(&world.path("orphan"));
     world.kill_both(running, "1.x");
@@ -37,7 +37,7 @@ fn a_job_without_descriptors_does_not_take_an_orphan_for_gone() {
 fn a_nested_job_without_a_group_is_found_by_the_outer_guard() {
     needs!(V2);
     let world = World::new();
-    let inner = "echo $PPID > inner; echo $$ > member; exec setsid sleep 60 >/dev/null 2>&1";
+    let inner = "echo $PPID > inner; echo $$ > member; exec setsid sleep 600 >/dev/null 2>&1";
     let script = "exec pls --cgroup none sh -c \"$INNER\"";
     let outer = world.cmd("perflock --cgroup none sh -c").arg(script).env("INNER", inner).spawn();
     let (supervisor, member) = (pid_in(&world.path("inner")), pid_in(&world.path("member")));
@@ -81,7 +81,7 @@ fn children_that_end_by_themselves_are_not_said_to_be_killed() {
     needs!(V2, Program("perl"));
     let world = World::new();
     let script =
-        "for (1..8) { unless (fork) { select undef, undef, undef, 0.014; exit } } exec 'sleep', '60' unless fork";
+        "for (1..8) { unless (fork) { select undef, undef, undef, 0.014; exit } } exec 'sleep', '600' unless fork";
     // On a busy machine some of them are late, and are rightly killed: once is enough.
     let said_so = || {
         let done = world.cmd("perflock perl -e").arg(script).run().exits(0);

@@ -143,7 +143,7 @@ fn something_else_in_the_place_is_refused_and_left_alone() {
 
 #[test]
 fn a_plain_user_cannot_set_a_machine_up() {
-    needs!(Root);
+    needs!(Root, OwnGroup);
     let world = unset(World::for_uid(ALICE));
     let run = "mount -t tmpfs -o mode=755 tmpfs /run; exec setpriv --reuid 41001 --regid 41001 --clear-groups \
                \"$0\" --setup --lock /run/perflock";
@@ -153,7 +153,7 @@ fn a_plain_user_cannot_set_a_machine_up() {
 
 #[test]
 fn the_first_error_a_plain_user_meets() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = unset(World::for_uid(ALICE));
     let perflock = world.program("perflock");
     let lock = world.lock();
@@ -174,7 +174,7 @@ fn the_first_error_a_plain_user_meets() {
 
 #[test]
 fn the_first_error_names_the_default_lock_as_the_manual_does() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let perflock = world.program("perflock");
     let run = "mount -t tmpfs tmpfs /run; unset PERFLOCK_LOCK; \
@@ -190,7 +190,7 @@ fn the_first_error_names_the_default_lock_as_the_manual_does() {
 
 #[test]
 fn the_old_set_up_without_a_directory_is_told_in_the_same_way() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     fs::remove_dir(world.queue()).unwrap();
     let said = format!("perflock: this machine is not set up: {} is missing\n", world.queue().display());
@@ -216,7 +216,7 @@ fn root_sets_a_machine_up_on_the_way_and_says_so() {
 
 #[test]
 fn a_group_s_lock_is_for_its_members_and_a_clear_error_for_others() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = unset(World::for_uid(ALICE));
     world.cmd("perflock --setup -q --group users").uid(0).run().exits(0).says("");
     let gid = permissions(&world.lock()).2.to_string();
@@ -224,7 +224,7 @@ fn a_group_s_lock_is_for_its_members_and_a_clear_error_for_others() {
     let done = world.cmd(&member).args(["sh", "-c", "stat -c '%a %u %g' lock.d/1.x"]).uid(0).run().exits(0).says("");
     // The ticket belongs to the group as well, and everybody who can see it can wait for it.
     assert_eq!(done.stdout, format!("644 41001 {gid}\n"));
-    let holder = world.cmd("perflock sh -c").arg("echo running; exec sleep 60").uid(0).spawn();
+    let holder = world.cmd("perflock sh -c").arg("echo running; exec sleep 600").uid(0).spawn();
     holder.wait_stdout("running\n");
     world.cmd(&member).args(["-n", "true"]).uid(0).run().exits(75);
     let said = format!("perflock: cannot open the lock file {}: Permission denied\n", world.lock().display());
@@ -243,7 +243,7 @@ const APART: &str = "mount --bind . /mnt; mount -t tmpfs -o mode=755 tmpfs /run;
 
 #[test]
 fn a_private_lock_needs_no_set_up_and_excludes_only_own_jobs() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let script = format!(
         "{APART} as 41001 perflock --private sh -c 'while [ ! -e go ]; do sleep 0.01; done' & \
@@ -265,7 +265,7 @@ fn a_private_lock_needs_no_set_up_and_excludes_only_own_jobs() {
 
 #[test]
 fn a_private_lock_stays_the_same_when_sessions_come_and_go() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let script = format!(
         "{APART} as 41001 perflock --private sh -c 'while [ ! -e go ]; do sleep 0.01; done' & \
@@ -279,7 +279,7 @@ fn a_private_lock_stays_the_same_when_sessions_come_and_go() {
 
 #[test]
 fn a_private_directory_that_another_user_made_first_is_refused() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     for squat in [
         "as 41002 mkdir -m 777 /tmp/perflock-41001",

@@ -10,7 +10,7 @@ const FOREVER: &str = "while :; do sleep 0.01; done";
 
 /// A job that holds the machine until it is ended.
 pub(crate) fn holder(world: &World) -> Running {
-    let holder = world.cmd("perflock sh -c").arg("echo held; exec sleep 60").spawn();
+    let holder = world.cmd("perflock sh -c").arg("echo held; exec sleep 600").spawn();
     holder.wait_stdout("held\n");
     holder
 }
@@ -71,7 +71,7 @@ fn a_forwarded_signal_that_ends_the_command_ends_perflock_alike() {
     needs!(V2);
     let world = World::new();
     for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1] {
-        let job = world.cmd("perflock sh -c").arg("ulimit -c 0; echo ready; exec sleep 60").spawn();
+        let job = world.cmd("perflock sh -c").arg("ulimit -c 0; echo ready; exec sleep 600").spawn();
         job.wait_stdout("ready\n");
         job.signal(number);
         job.wait().dies_of(number).says("");
@@ -83,7 +83,7 @@ fn a_forwarded_signal_that_ends_the_command_ends_perflock_alike() {
 fn a_second_term_later_than_a_second_kills_the_group() {
     needs!(V2);
     let world = World::new();
-    let job = world.cmd("perflock sh -c").arg("trap '' TERM; setsid sleep 60 & echo $! > pid; echo ready; wait");
+    let job = world.cmd("perflock sh -c").arg("trap '' TERM; setsid sleep 600 & echo $! > pid; echo ready; wait");
     let mut running = job.spawn();
     running.wait_stdout("ready\n");
     let pid = pid_in(&world.path("pid"));
@@ -205,7 +205,7 @@ fn the_time_limit_ends_the_command() {
     needs!(V2);
     let world = World::new();
     let said = "perflock: time limit of 200ms reached: ending the command\n";
-    world.cmd("perflock --time-limit 0.2 sleep 60").run().exits(124).prints("").says(said);
+    world.cmd("perflock --time-limit 0.2 sleep 600").run().exits(124).prints("").says(said);
     let job = world.cmd("perflock --time-limit 0.2 sh -c").arg(format!("trap 'echo saved; exit 0' TERM; {FOREVER}"));
     let done = job.run().exits(124).prints("saved\n");
     // TERM goes to every member: sh may mention a sleep of its own that died.
@@ -221,10 +221,10 @@ fn a_command_that_ignores_the_time_limit_is_killed_after_the_grace() {
     needs!(V2);
     let world = World::new();
     let start = Instant::now();
-    let job = world.cmd("perflock --time-limit 0.2 --grace 0.2 sh -c").arg("trap '' TERM; exec sleep 60");
+    let job = world.cmd("perflock --time-limit 0.2 --grace 0.2 sh -c").arg("trap '' TERM; exec sleep 600");
     job.run().exits(124).prints("").says("perflock: time limit of 200ms reached: ending the command\n");
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
-    let job = "trap '' TERM; setsid sleep 60 & echo $! > pid; wait";
+    let job = "trap '' TERM; setsid sleep 600 & echo $! > pid; wait";
     let done = world.cmd("perflock --time-limit 0.2 --grace 0.2 sh -c").arg(job).run().exits(124);
     let pid = pid_in(&world.path("pid"));
     done.says(&format!(

@@ -1,6 +1,6 @@
 //! The main job from end to end.
 
-use crate::harness::{World, wait_until};
+use crate::harness::{World, me, wait_until};
 use crate::needs;
 
 #[test]
@@ -20,10 +20,10 @@ fn the_second_exclusive_job_waits_for_the_first() {
     let first = first.stdin("").spawn();
     let done = first.wait().exits(1);
     assert_eq!(done.stdout, "running\n");
-    let holder = world.cmd("perflock sleep 60").spawn();
+    let holder = world.cmd("perflock sleep 600").spawn();
     wait_until("the holder runs", || world.job_groups().len() == 1);
     let waiter = world.cmd("perflock echo second").spawn();
-    waiter.wait_stderr("perflock: waiting for lock behind 1 job; root runs sleep 60 (exclusive, ");
+    waiter.wait_stderr(&format!("perflock: waiting for lock behind 1 job; {} runs sleep 600 (exclusive, ", me()));
     assert_eq!(waiter.stdout(), "");
     holder.signal(libc::SIGTERM);
     holder.wait().dies_of(libc::SIGTERM);

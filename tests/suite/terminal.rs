@@ -61,7 +61,7 @@ fn an_interrupted_command_and_perflock_die_of_the_interrupt() {
     needs!(V2);
     let world = World::new();
     for (key, number) in [("\x03", libc::SIGINT), ("\x1c", libc::SIGQUIT)] {
-        let mut terminal = world.cmd("perflock sh -c").arg("ulimit -c 0; echo ready; exec sleep 60").on_terminal();
+        let mut terminal = world.cmd("perflock sh -c").arg("ulimit -c 0; echo ready; exec sleep 600").on_terminal();
         terminal.wait_screen("ready");
         terminal.type_in(key);
         let status = terminal.wait();
@@ -110,7 +110,7 @@ fn an_interrupt_between_the_grant_and_the_command_is_not_lost() {
     let world = World::new();
     // Somebody who waited long presses ^C just when the lock comes: strace stretches that moment.
     let strace = "strace -DDD -o /dev/null -e trace=clone3 -e inject=clone3:delay_enter=1000000";
-    let job = world.cmd(&format!("{strace} perflock sh -c")).arg("touch started; exec sleep 60");
+    let job = world.cmd(&format!("{strace} perflock sh -c")).arg("touch started; exec sleep 600");
     let mut terminal = job.on_terminal();
     wait_until("the group is made", || world.job_groups().len() == 1);
     wait_until("the guard runs", || world.processes().len() > 1);
@@ -220,7 +220,7 @@ fn the_shell_has_its_terminal_back_right_afterwards() {
     let world = World::new();
     let mut terminal = shell(&world);
     for line in
-        ["perflock true", "perflock sh -c 'sleep 60 &'", "perflock sh -c 'kill -KILL $$'", "pls bash --norc -ic true"]
+        ["perflock true", "perflock sh -c 'sleep 600 &'", "perflock sh -c 'kill -KILL $$'", "pls bash --norc -ic true"]
     {
         let before = terminal.screen().matches("after=").count();
         terminal.type_in(&format!("{line}; read answer; echo af''ter=$answer\n"));
@@ -235,7 +235,7 @@ fn the_shell_has_its_terminal_back_right_afterwards() {
 fn a_hang_up_ends_the_job() {
     needs!(V2, Root);
     let world = World::new();
-    let mut terminal = world.cmd("perflock sh -c").arg("echo $$ > pid; echo ready; exec sleep 60").on_terminal();
+    let mut terminal = world.cmd("perflock sh -c").arg("echo $$ > pid; echo ready; exec sleep 600").on_terminal();
     terminal.wait_screen("ready");
     terminal.hang_up();
     let status = terminal.wait();
@@ -270,7 +270,7 @@ fn a_hang_up_ends_an_interactive_shell_with_its_job_and_waiter() {
     let world = World::new();
     write_job(&world);
     let mut terminal = shell(&world);
-    terminal.type_in("perflock ./job & perflock sleep 60\n");
+    terminal.type_in("perflock ./job & perflock sleep 600\n");
     terminal.wait_screen("perflock: waiting for lock behind 1 job");
     terminal.hang_up();
     terminal.wait();
@@ -353,7 +353,7 @@ fn an_interactive_shell_is_a_job_with_job_control_of_its_own() {
         let comm = std::fs::read_to_string(format!("/proc/{}/comm", terminal.foreground()));
         comm.is_ok_and(|comm| comm == "sleep\n") && state_of(terminal.foreground()) == 'S'
     };
-    terminal.type_in("sleep 60\n");
+    terminal.type_in("sleep 600\n");
     wait_until("sleep has the terminal", || sleeps(&terminal));
     terminal.type_in("\x1a");
     terminal.wait_screen("Stopped");

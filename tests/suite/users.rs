@@ -35,14 +35,14 @@ fn assert_clean(world: &World, uids: &[u32]) {
 
 #[track_caller]
 fn holder(world: &World, uid: u32, line: &str) -> Running {
-    let holder = by(world, uid, line).args(["sh", "-c", "echo running; exec sleep 60"]).spawn();
+    let holder = by(world, uid, line).args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
     holder.wait_stdout("running\n");
     holder
 }
 
 #[test]
 fn users_are_served_in_the_order_they_came() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let first = holder(&world, ALICE, "perflock");
     let job = |uid: u32, line: &str| by(&world, uid, line).args(["sh", "-c", "echo $(id -u) $PERFLOCK_MODE >> order"]);
@@ -56,7 +56,8 @@ fn users_are_served_in_the_order_they_came() {
         world.waiter("5.x", job(BOB, "perflock")),
         world.waiter("6.x", job(ALICE, "perflock")),
     ];
-    waiters[0].wait_stderr("perflock: waiting for lock behind 1 job; 41001 runs sh -c 'echo running; exec sleep 60' (");
+    waiters[0]
+        .wait_stderr("perflock: waiting for lock behind 1 job; 41001 runs sh -c 'echo running; exec sleep 600' (");
     first.signal(libc::SIGTERM);
     first.wait().dies_of(libc::SIGTERM);
     for waiter in waiters {
@@ -69,7 +70,7 @@ fn users_are_served_in_the_order_they_came() {
 
 #[test]
 fn nobody_can_touch_another_user_s_ticket() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let alice = holder(&world, ALICE, "perflock");
     let waiter = world.waiter("2.x", by(&world, ALICE, "perflock true"));
@@ -97,9 +98,9 @@ fn nobody_can_touch_another_user_s_ticket() {
 
 #[test]
 fn a_user_s_umask_keeps_nobody_from_waiting_for_him() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
-    let script = "umask 077; exec perflock sh -c 'umask; exec sleep 60'";
+    let script = "umask 077; exec perflock sh -c 'umask; exec sleep 600'";
     let alice = by(&world, ALICE, "sh -c").arg(script).spawn();
     // The command keeps the umask.
     alice.wait_stdout("0077\n");
@@ -107,7 +108,7 @@ fn a_user_s_umask_keeps_nobody_from_waiting_for_him() {
     // Behind a waiter, so that it sleeps on a ticket.
     let waiter = world.waiter("2.x", by(&world, ALICE, "sh -c").arg("umask 077; exec perflock true"));
     let bob = world.waiter("3.x", by(&world, BOB, "perflock echo bob"));
-    bob.wait_stderr("perflock: waiting for lock behind 2 jobs; 41001 runs sh -c 'umask; exec sleep 60' (exclusive, ");
+    bob.wait_stderr("perflock: waiting for lock behind 2 jobs; 41001 runs sh -c 'umask; exec sleep 600' (exclusive, ");
     alice.signal(libc::SIGTERM);
     alice.wait().dies_of(libc::SIGTERM);
     waiter.wait().exits(0);
@@ -117,7 +118,7 @@ fn a_user_s_umask_keeps_nobody_from_waiting_for_him() {
 
 /// ALICE's job without supervisor and guard: its one process.
 fn orphan(world: &World) -> i32 {
-    let alice = by(world, ALICE, "perflock sh -c").arg("echo $$ > pid; exec sleep 60 >/dev/null 2>&1").spawn();
+    let alice = by(world, ALICE, "perflock sh -c").arg("echo $$ > pid; exec sleep 600 >/dev/null 2>&1").spawn();
     let member = pid_in(&world.path("pid"));
     world.kill_both(alice, "1.x");
     assert!(alive(member));
@@ -131,12 +132,12 @@ fn look(pid: i32) -> String {
 
 #[test]
 fn another_user_s_orphan_is_waited_for_and_named() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let member = orphan(&world);
     let bob = by(&world, BOB, "perflock sh -c").arg(look(member)).spawn();
     bob.wait_stderr(
-        "perflock: waiting for the job sh -c 'echo $$ > pid; exec sleep 60 >/dev/null 2>&1' of 41001, \
+        "perflock: waiting for the job sh -c 'echo $$ > pid; exec sleep 600 >/dev/null 2>&1' of 41001, \
          whose supervisor was killed, to end (only 41001 or root can end it)\n",
     );
     assert!(alive(member));
@@ -151,7 +152,7 @@ fn another_user_s_orphan_is_waited_for_and_named() {
 
 #[test]
 fn waiting_for_an_orphan_can_be_cancelled() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let member = orphan(&world);
     let bob = by(&world, BOB, "perflock touch ran").spawn();
@@ -169,7 +170,7 @@ fn waiting_for_an_orphan_can_be_cancelled() {
 
 #[test]
 fn nonblock_and_a_limited_wait_do_not_wait_for_an_orphan() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let member = orphan(&world);
     // It cannot start this instant.
@@ -186,7 +187,7 @@ fn nonblock_and_a_limited_wait_do_not_wait_for_an_orphan() {
 
 #[test]
 fn root_ends_anybody_s_orphan() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let member = orphan(&world);
     let done = by(&world, 0, "perflock sh -c").arg(look(member)).run().exits(0).prints("ran\n");
@@ -198,9 +199,9 @@ fn root_ends_anybody_s_orphan() {
 
 #[test]
 fn a_shared_job_runs_beside_a_shared_orphan() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
-    let alice = by(&world, ALICE, "pls sh -c").arg("echo $$ > pid; exec sleep 60 >/dev/null 2>&1").spawn();
+    let alice = by(&world, ALICE, "pls sh -c").arg("echo $$ > pid; exec sleep 600 >/dev/null 2>&1").spawn();
     let member = pid_in(&world.path("pid"));
     world.kill_both(alice, "1.s");
     by(&world, BOB, "pls -n echo beside").run().exits(0).prints("beside\n").says("");
@@ -215,10 +216,10 @@ fn a_shared_job_runs_beside_a_shared_orphan() {
 
 #[test]
 fn an_orphan_without_a_group_is_found_by_its_marker() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let line = "perflock --cgroup none sh -c";
-    let alice = by(&world, ALICE, line).arg("echo $$ > pid; exec sleep 60 >/dev/null 2>&1").spawn();
+    let alice = by(&world, ALICE, line).arg("echo $$ > pid; exec sleep 600 >/dev/null 2>&1").spawn();
     let member = pid_in(&world.path("pid"));
     world.kill_both(alice, "1.x");
     let done = by(&world, ALICE, "perflock echo ran").run().exits(0).prints("ran\n");
@@ -230,7 +231,7 @@ fn an_orphan_without_a_group_is_found_by_its_marker() {
 
 #[test]
 fn a_user_cannot_continue_or_end_another_user_s_job() {
-    needs!(Root, V2);
+    needs!(Root, V2, OwnGroup);
     let world = World::for_uid(ALICE);
     let alice = holder(&world, ALICE, "perflock");
     let guard = world.guard_of("1.x");

@@ -119,6 +119,12 @@ macro_rules! needs {
     }};
 }
 
+/// The name of the user who runs the tests, as perflock says it.
+pub(crate) fn me() -> String {
+    let uid = nix::unistd::geteuid();
+    nix::unistd::User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}
+
 /// Whether a program is in PATH.
 fn installed(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -146,6 +152,16 @@ fn built(name: &str) -> PathBuf {
         "pls" => env!("CARGO_BIN_EXE_pls").into(),
         _ => env!("CARGO_BIN_EXE_wholock").into(),
     }
+}
+
+/// Copies a program into a world, so that its user can run it.
+pub(crate) fn installed_as(world: &World, name: &str, program: &Path) -> PathBuf {
+    let _alone = EXECUTABLES.write();
+    let path = world.path(name);
+    if path != program {
+        fs::copy(program, &path).unwrap();
+    }
+    path
 }
 
 /// A file of the repository; `PERFLOCK_TEST_SOURCE` says where that is when the tests were built elsewhere.
