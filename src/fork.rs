@@ -87,6 +87,15 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     crate::poll::until(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
 }
 
+/// Gives a child `/dev/null` for its standard descriptors: nobody's pipe is kept open, and nothing is printed.
+pub(crate) fn leave_stdio() {
+    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
 /// Ends a child at once: nothing that it has from its parent is flushed or dropped.
 pub(crate) fn end(code: i32) -> ! {
     // SAFETY: ends the process.

@@ -157,6 +157,10 @@ impl Manager {
                 let why = format!("{} did not answer within {} s", self.socket.display(), PATIENCE.as_secs());
                 Err(NoAnswer { missing: Some(Missing::because(why)), begun })
             }
+            Ok(Answer::Ended(begun)) => {
+                let missing = Missing::because("the process that asked systemd ended without an answer");
+                Err(NoAnswer { missing: Some(missing), begun })
+            }
             Ok(Answer::Interrupted(begun)) => Err(NoAnswer { missing: None, begun }),
             Err(error) => {
                 let why = format!("cannot make a process to ask systemd: {}", crate::error::reason(&error));

@@ -144,11 +144,7 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
 pub(super) fn leave_everything_else(mut kept: Vec<RawFd>, name: &CStr) {
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
-    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
-        let _ = rustix::stdio::dup2_stdin(&null);
-        let _ = rustix::stdio::dup2_stdout(&null);
-        let _ = rustix::stdio::dup2_stderr(&null);
-    }
+    fork::leave_stdio();
     kept.sort_unstable();
     kept.dedup();
     let mut first = 3;
