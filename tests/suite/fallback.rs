@@ -198,7 +198,7 @@ fn where_clone3_is_refused_as_in_many_containers_the_fallback_works() {
     needs!(V2, Program("strace"));
     let world = World::new();
     let strace = "strace -f -o /dev/null -e trace=clone3 -e inject=clone3:error=ENOSYS";
-    let job = "setsid sleep 600 & echo $! > pid; grep 0:: /proc/self/cgroup; exit 7";
+    let job = "setsid sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > pid; grep 0:: /proc/self/cgroup; exit 7";
     let done = world.cmd(&format!("{strace} perflock sh -c")).arg(job).run().exits(7);
     let pid = pid_in(&world.path("pid"));
     assert!(!done.stdout.contains("perflock-"), "{}", done.stdout);

@@ -205,7 +205,10 @@ fn a_forged_ticket_does_not_make_root_kill_anything() {
     let inode = fs::metadata(&right).unwrap().ino();
     let name = format!("perflock-4-{inode:x}-{}-1", &boot()[..8]);
     let parent = path.strip_suffix("victim.service").unwrap();
-    fs::write(&right, joined("d", "") + &group_line(&format!("{parent}{name}"))).unwrap();
+    // Without O_CREAT, which the kernel refuses for another user's file in a sticky directory (fs.protected_regular).
+    let mut ticket = fs::File::options().write(true).truncate(true).open(&right).unwrap();
+    std::io::Write::write_all(&mut ticket, (joined("d", "") + &group_line(&format!("{parent}{name}"))).as_bytes())
+        .unwrap();
     let root_s = world.group().join(&name);
     fs::create_dir(&root_s).unwrap();
     let other = world.cmd("sh -c").arg("echo $$ > other; exec sleep 600").in_group(&root_s).spawn();

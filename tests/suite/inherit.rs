@@ -313,7 +313,9 @@ fn a_job_whose_pid_namespace_was_killed_is_no_obstacle() {
 fn as_pid_1_leftovers_are_killed_and_named() {
     needs!(V2, Root, OwnGroup, Program("unshare"));
     let world = World::new();
-    let job = world.cmd("unshare -pf --mount-proc perflock sh -c").arg("setsid sleep 600 & exit 2");
+    let job = world
+        .cmd("unshare -pf --mount-proc perflock sh -c")
+        .arg("setsid sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; exit 2");
     job.run().exits(2).mentions("perflock: killed 1 leftover process: sleep (");
     world.assert_clean();
 }

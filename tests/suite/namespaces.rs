@@ -55,7 +55,7 @@ fn a_job_of_another_pid_namespace_waits_its_turn() {
 fn a_dead_job_of_another_cgroup_namespace_is_not_looked_for() {
     needs!(Root, V2, OwnGroup, Program("unshare"));
     let world = World::new();
-    let script = "mount --bind /sys/fs /mnt; mount -t cgroup2 none /mnt/cgroup; exec perflock sh -c \
+    let script = "mount -t tmpfs none /mnt; mkdir /mnt/cg; mount -t cgroup2 none /mnt/cg; exec perflock sh -c \
                   'echo $$ > pid; exec sleep 600 >/dev/null 2>&1'";
     let holder = world.cmd("unshare --cgroup --mount sh -ec").arg(script).spawn();
     let member = pid_in(&world.path("pid"));

@@ -47,7 +47,7 @@ fn normalise(text: &str) -> String {
 
 #[test]
 fn every_console_block_does_what_the_readme_shows() {
-    needs!(Root, V2, OwnGroup, Program("make"), Program("unshare"));
+    needs!(Speed, Root, V2, OwnGroup, Program("make"), Program("unshare"));
     let mut tested = 0;
     for commands in blocks() {
         if commands.iter().any(|(command, _)| RUN_BY_CI.contains(&command.as_str())) {

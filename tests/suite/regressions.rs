@@ -51,7 +51,7 @@ fn a_nested_job_without_a_group_is_found_by_the_outer_guard() {
 
 #[test]
 fn nonblock_is_not_put_off_by_others_who_join_at_the_same_time() {
-    needs!(V2);
+    needs!(V2, Speed);
     let world = World::new();
     let script = "for i in $(seq 30); do pls -n true || echo failed & done; wait";
     world.sh(script).run().exits(0).prints("").says("");

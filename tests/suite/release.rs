@@ -185,7 +185,7 @@ fn with_leftovers_wait_a_signal_ends_them() {
 
 #[test]
 fn a_background_child_about_to_end_is_no_leftover() {
-    needs!(V2);
+    needs!(V2, Speed);
     let world = World::new();
     // On a busy machine 2 ms may become more than the 20 that are allowed.
     let silent = (0..10).any(|_| world.cmd("perflock sh -c").arg("sleep 0.002 &").run().exits(0).stderr.is_empty());

@@ -25,12 +25,14 @@ fn under_timeout_the_command_has_the_time_to_save() {
     needs!(V2, Program("timeout"));
     let world = World::new();
     let save = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done; echo saved; exit 3";
-    let job = world.cmd("timeout --preserve-status 0.5 perflock sh -c").arg(format!("trap '{save}' TERM; {FOREVER}"));
+    let limit = crate::harness::patient(std::time::Duration::from_millis(500)).as_secs_f64();
+    let line = format!("timeout --preserve-status {limit} perflock sh -c");
+    let job = world.cmd(&line).arg(format!("trap '{save}' TERM; {FOREVER}"));
     let done = job.run().exits(3).prints("saved\n");
     // timeout signals the whole process group: sh may mention a sleep of its own that died.
     assert!(!done.stderr.contains("perflock"), "{}", done.stderr);
     world.assert_clean();
-    let job = world.cmd("timeout 0.5 perflock sh -c").arg(format!("trap '{save}' TERM; {FOREVER}"));
+    let job = world.cmd(&format!("timeout {limit} perflock sh -c")).arg(format!("trap '{save}' TERM; {FOREVER}"));
     job.run().exits(124).prints("saved\n");
     world.assert_clean();
 }

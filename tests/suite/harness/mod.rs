@@ -58,6 +58,8 @@ pub(crate) const BOB: u32 = 41_002;
 pub(crate) enum Need {
     /// Root, to become other users.
     Root,
+    /// A machine on which a process starts within milliseconds.
+    Speed,
     /// Job groups: a cgroup v2 hierarchy in which this process may make groups, or a systemd that makes scopes.
     V2,
     /// A cgroup of the test's own, to do with as it likes.
@@ -85,7 +87,10 @@ impl Need {
                 (!written.is_ok_and(|status| status.success()))
                     .then(|| ("root", "cannot set a login's user".to_owned()))
             }
-            Self::Root => None,
+            Self::Speed if patient(Duration::from_secs(1)) > Duration::from_secs(1) => {
+                Some(("speed", "this machine is slow (PERFLOCK_TEST_PATIENCE)".to_owned()))
+            }
+            Self::Root | Self::Speed => None,
         }
     }
 }
