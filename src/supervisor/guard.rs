@@ -36,7 +36,8 @@ pub struct Guard {
     /// Its pid.
     pub pid: i32,
     pidfd: OwnedFd,
-    told: Told,
+    /// `None` where there is no unit to be stopped.
+    told: Option<Told>,
 }
 
 /// What a guard tells its supervisor: that systemd stops the unit which the job is in.
@@ -69,7 +70,7 @@ impl Guard {
     /// The process could not be made.
     pub fn start(group: &dyn JobGroup, charge: Charge<'_>) -> io::Result<Self> {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        let told = Told::new()?;
+        let told = group.unit().map(|_| Told::new()).transpose()?;
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;
         // SAFETY: perflock has one thread here; the lock's helper was joined.
@@ -78,7 +79,7 @@ impl Guard {
                 drop(blocked);
                 Ok(Self { pid, pidfd, told })
             }
-            None => serve(group, charge, supervisor.as_fd(), &told),
+            None => serve(group, charge, supervisor.as_fd(), told.as_ref()),
         }
     }
 
@@ -88,12 +89,12 @@ impl Guard {
     /// The process cannot be had by its pidfd.
     pub(super) fn made_by_launcher(pid: i32, told: Told) -> io::Result<Self> {
         let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-        Ok(Self { pid, pidfd, told })
+        Ok(Self { pid, pidfd, told: Some(told) })
     }
 
     /// Whether it was asked to end by systemd, which stops the job's unit, and has killed the job for that.
     pub fn was_stopped(&self) -> bool {
-        self.told.stopped()
+        self.told.as_ref().is_some_and(Told::stopped)
     }
 
     /// Readable once the guard ended.
@@ -114,9 +115,9 @@ impl Guard {
 }
 
 /// The guard's life. All signals are blocked.
-pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: BorrowedFd<'_>, told: &Told) -> ! {
+pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: BorrowedFd<'_>, told: Option<&Told>) -> ! {
     // Where there is no unit to be stopped, TERM is nothing to a guard.
-    let term = group.unit().and_then(|_| SignalFd::new(&SigSet::from(nix::sys::signal::Signal::SIGTERM)).ok());
+    let term = told.and_then(|_| SignalFd::new(&SigSet::from(nix::sys::signal::Signal::SIGTERM)).ok());
     let mut kept: Vec<RawFd> = charge.keep.iter().map(AsRawFd::as_raw_fd).collect();
     kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
     kept.push(supervisor.as_raw_fd());
@@ -124,7 +125,7 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
     leave_everything_else(kept, NAME);
     if watch(supervisor, term.as_ref().map(AsFd::as_fd)) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
-        told.0.word().store(1, Ordering::SeqCst);
+        told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
         until_empty(group, true, None);
         if !fork::has_ended(supervisor) {
             // It gives the machine back.

@@ -212,7 +212,7 @@ fn make(work: Work<'_>, gate: &UnixStream, supervisor: &OwnedFd, told: &Told, ma
     // SAFETY: this process has one thread, as the supervisor had when it forked it.
     match unsafe { fork::fork(Kin::Sibling, Some(group.guard_directory())) }? {
         Some((pid, _)) => made[0] = pid,
-        None => guard::serve(&group, work.charge, supervisor.as_fd(), told),
+        None => guard::serve(&group, work.charge, supervisor.as_fd(), Some(told)),
     }
     // SAFETY: as above.
     match unsafe { fork::fork(Kin::Sibling, Some(group.job_directory())) }? {

@@ -104,8 +104,11 @@ pub fn spawn(
     };
     let environment = super::command::environment(&changes);
     let (argv, script_argv) = arguments(command);
-    let shared = SharedWord::new().map_err(SpawnError::Fork)?;
-    let failure = shared.word();
+    // A child that is born in a group shares our memory, where that is done; one that is not may be a copy.
+    let own = AtomicI32::new(0);
+    let copied = cfg!(not(target_arch = "x86_64")) || into.is_none();
+    let shared = copied.then(SharedWord::new).transpose().map_err(SpawnError::Fork)?;
+    let failure = shared.as_ref().map_or(&own, SharedWord::word);
     let envp = Pointers::to(environment.iter());
     let mut child = Child { command, inherited, argv, envp, script_argv, signals, failure };
     // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
@@ -247,10 +250,10 @@ fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32
 unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
     // `u128` for the alignment that the ABI asks of a stack. The child needs little: it calls the C library's thinnest
     // wrappers only.
-    let mut stack = Box::new([0u128; 2048]);
+    let mut stack = Box::<[u128; 2048]>::new_uninit();
     args.flags |= libc::CLONE_VM as u64;
     args.stack = stack.as_mut_ptr() as u64;
-    args.stack_size = size_of_val(&*stack) as u64;
+    args.stack_size = size_of::<[u128; 2048]>() as u64;
     let mut result = libc::SYS_clone3;
     // SAFETY: in the parent this is one system call, with the registers that syscall(2) names. The child begins behind
     // it on its own empty stack, calls `child_main`, which does not return, and so never leaves this block.
