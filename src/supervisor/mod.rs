@@ -281,7 +281,10 @@ impl Supervisor<'_> {
                             (named(members.iter().copied()), members.len())
                         }
                     };
-                    (self.notice)(Notice::News(news, living.0, living.1));
+                    // The last one ended while we looked.
+                    if news != News::Unkillable || living.1 > 0 {
+                        (self.notice)(Notice::News(news, living.0, living.1));
+                    }
                 }
             }
         }

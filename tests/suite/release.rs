@@ -276,7 +276,8 @@ fn a_leftover_born_during_the_grace_is_named_as_well() {
          exec 'sleep', '600' } exit }; open F, '>', 'up'; close F; sleep 1 while 1",
     );
     let job = "perl leftover.pl & until [ -e up ]; do sleep 0.005; done";
-    let done = world.cmd("perflock --grace 0.3 sh -c").arg(job).run().exits(0);
+    let grace = crate::harness::patient(Duration::from_millis(300)).as_secs_f64();
+    let done = world.cmd(&format!("perflock --grace {grace} sh -c")).arg(job).run().exits(0);
     let pid = pid_in(&world.path("pid"));
     assert!(!alive(pid));
     // It was killed, and is the one that the user has to know of.

@@ -227,7 +227,8 @@ fn a_command_that_ignores_the_time_limit_is_killed_after_the_grace() {
     job.run().exits(124).prints("").says("perflock: time limit of 200ms reached: ending the command\n");
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
     let job = "trap '' TERM; setsid sleep 600 & echo $! > pid; wait";
-    let done = world.cmd("perflock --time-limit 0.2 --grace 0.2 sh -c").arg(job).run().exits(124);
+    let grace = crate::harness::patient(Duration::from_millis(200)).as_secs_f64();
+    let done = world.cmd(&format!("perflock --time-limit 0.2 --grace {grace} sh -c")).arg(job).run().exits(124);
     let pid = pid_in(&world.path("pid"));
     done.says(&format!(
         "perflock: time limit of 200ms reached: ending the command\n\
