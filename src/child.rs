@@ -1,7 +1,7 @@
 //! Children: waiting for them, by waitid(2) from libc. nix knows no death by a real-time signal, and rustix does not say
 //! whose status it is.
 //!
-//! The guard is a *clone child* (wait(2), `__WCLONE`): one whose end sends no SIGCHLD. So it is in none of the waits here
+//! The guard, and the launcher of a scope, is a *clone child* (wait(2), `__WCLONE`): one whose end sends no SIGCHLD. So it is in none of the waits here
 //! unless it is asked for, and "no child left" means that no member of a job is left that came home to us.
 
 use std::io;

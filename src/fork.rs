@@ -14,11 +14,9 @@ pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Whose child a process becomes, and how its end is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kin {
-    /// Ours; its end sends SIGCHLD.
-    Child,
     /// Ours; its end sends nothing, so that it is in no wait that does not ask for it (wait(2), `__WCLONE`).
     QuietChild,
-    /// Our parent's, told of as our own end is.
+    /// Our parent's, told of as our own end is: not, for a quiet child. A program that it executes is an ordinary child.
     Sibling,
 }
 
@@ -31,8 +29,6 @@ pub(crate) enum Kin {
 /// This process has one thread: the child's memory is then as consistent as ours, and it may allocate.
 pub(crate) unsafe fn fork(kin: Kin, into: Option<BorrowedFd<'_>>) -> io::Result<Option<(i32, OwnedFd)>> {
     let mut pidfd: libc::c_int = -1;
-    // A sibling is given no exit signal (EINVAL): it has ours.
-    let exit_signal = if kin == Kin::Child { libc::SIGCHLD } else { 0 };
     // SAFETY: clone_args is plain integers; zero means "not used" for each.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = libc::CLONE_PIDFD as u64;
@@ -40,7 +36,6 @@ pub(crate) unsafe fn fork(kin: Kin, into: Option<BorrowedFd<'_>>) -> io::Result<
         args.flags |= libc::CLONE_PARENT as u64;
     }
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = exit_signal as u64;
     if let Some(directory) = into {
         // A kernel that has the one (5.7) has the other (5.5): no handler of ours runs in a child that is to execute.
         args.flags |= CLONE_INTO_CGROUP | CLONE_CLEAR_SIGHAND;
@@ -55,10 +50,8 @@ pub(crate) unsafe fn fork(kin: Kin, into: Option<BorrowedFd<'_>>) -> io::Result<
     {
         // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see.
         let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above, by clone(2): flags and exit signal in one, no stack of its own, and where the pidfd goes.
-        pid = unsafe {
-            libc::syscall(libc::SYS_clone, libc::CLONE_PIDFD | exit_signal, none, &raw mut pidfd, none, none)
-        };
+        // SAFETY: as above, by clone(2): flags, no stack of its own, and where the pidfd goes.
+        pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PIDFD, none, &raw mut pidfd, none, none) };
     }
     match pid {
         -1 => Err(io::Error::last_os_error()),

@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::child;
 use crate::fork;
@@ -85,59 +85,84 @@ pub(crate) fn ask(
         pid => pid,
     };
     drop((writer, blocked));
-    // Ours, and not reaped: the number means this child.
-    let pidfd = pidfd_open(rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-    let answer = listen(reader, deadline, interrupt, seen);
-    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    let mut said = Said { reader: File::from(reader), text: Vec::new() };
+    let over = listen(&mut said, deadline, interrupt, seen);
+    // A child that nobody has reaped: the number means it.
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
     child::reap(pid);
-    answer
+    // It may have begun, or said all, since we looked last.
+    let _ = said.reader.read_to_end(&mut said.text);
+    Ok(match over? {
+        Over::Seen => Answer::Seen,
+        Over::Interrupted => Answer::Interrupted(said.begun()),
+        Over::Silent => said.answer().unwrap_or_else(|| Answer::Silent(said.begun())),
+        Over::Ended => said.answer().unwrap_or_else(|| Answer::Ended(said.begun())),
+    })
+}
+
+/// What a helper has said so far.
+struct Said {
+    reader: File,
+    text: Vec<u8>,
+}
+
+impl Said {
+    fn begun(&self) -> Begun {
+        if self.text.is_empty() { Begun::No } else { Begun::Yes }
+    }
+
+    fn answer(&self) -> Option<Answer> {
+        let text = String::from_utf8_lossy(&self.text);
+        match text.trim_start_matches('!').split_at_checked(1)? {
+            ("+", rest) => Some(Answer::Said(Ok(rest.to_owned()))),
+            ("-", rest) => Some(Answer::Said(Err(rest.to_owned()))),
+            _ => None,
+        }
+    }
+}
+
+/// Why listening is over.
+enum Over {
+    Seen,
+    Interrupted,
+    Silent,
+    Ended,
 }
 
 fn listen(
-    reader: OwnedFd,
+    said: &mut Said,
     deadline: Instant,
     interrupt: Option<&Interrupt<'_>>,
     seen: Option<&dyn Fn() -> bool>,
-) -> io::Result<Answer> {
-    let mut reader = File::from(reader);
-    let mut text = Vec::new();
+) -> io::Result<Over> {
     let mut pause = LOOKS.0;
     loop {
-        let looks = seen.filter(|_| begun(&text) == Begun::Yes);
+        let looks = seen.filter(|_| said.begun() == Begun::Yes);
         if looks.is_some_and(|seen| seen()) {
-            return Ok(Answer::Seen);
+            return Ok(Over::Seen);
         }
         let wake_at = looks.map_or(deadline, |_| deadline.min(Instant::now() + pause));
         pause = (pause * 2).min(LOOKS.1);
-        let mut fds = vec![PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(said.reader.as_fd(), PollFlags::POLLIN)];
         fds.extend(interrupt.map(|interrupt| PollFd::new(interrupt.fd, PollFlags::POLLIN)));
         crate::poll::until(&mut fds, Some(wake_at))?;
         let ready = fds[0].any() == Some(true);
         let came = fds.get(1).and_then(PollFd::any) == Some(true);
         if interrupt.is_some_and(|interrupt| came && (interrupt.ends_us)()) {
-            return Ok(Answer::Interrupted(begun(&text)));
+            return Ok(Over::Interrupted);
         }
         if ready {
             let mut chunk = [0; 1024];
-            match reader.read(&mut chunk)? {
-                0 => break,
-                length => text.extend_from_slice(&chunk[..length]),
+            match said.reader.read(&mut chunk)? {
+                0 => return Ok(Over::Ended),
+                length => said.text.extend_from_slice(&chunk[..length]),
             }
         } else if Instant::now() >= deadline {
-            return Ok(Answer::Silent(begun(&text)));
+            return Ok(Over::Silent);
         }
     }
-    let begun = begun(&text);
-    let text = String::from_utf8_lossy(&text);
-    Ok(match text.trim_start_matches('!').split_at_checked(1) {
-        Some(("+", rest)) => Answer::Said(Ok(rest.to_owned())),
-        Some(("-", rest)) => Answer::Said(Err(rest.to_owned())),
-        _ => Answer::Ended(begun),
-    })
-}
-
-fn begun(text: &[u8]) -> Begun {
-    if text.is_empty() { Begun::No } else { Begun::Yes }
 }
 
 #[cfg(test)]

@@ -163,6 +163,14 @@ impl Proc {
         Ok(fs::metadata(self.root.join("self/ns").join(kind))?.ino())
     }
 
+    /// The same of another process.
+    ///
+    /// # Errors
+    /// The process is gone, or not ours to look into.
+    pub fn namespace(&self, pid: i32, kind: &str) -> io::Result<u64> {
+        Ok(fs::metadata(self.file(pid, "ns").join(kind))?.ino())
+    }
+
     /// Every flock(2) lock on the file `dev`, `inode`, held or waited for: `/proc/locks`.
     ///
     /// # Errors

@@ -118,15 +118,22 @@ fn is_delegated(own: &Location) -> bool {
     while let Some(at) = group {
         let name = at.path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         if name.starts_with(GROUP_PREFIX) {
-            return true;
+            return is_our_own(&at.directory());
         }
         if name.ends_with(".service") || name.ends_with(".scope") {
             // All of a user's units are in one that is delegated to their service manager, not to us.
-            return !name.starts_with("user@") && is_marked(&at.directory());
+            return !name.starts_with("user@") && is_marked(&at.directory()) && is_our_own(&at.directory());
         }
         group = at.parent();
     }
     false
+}
+
+/// Only of our own groups are name and mark to be trusted: in another user's, root's job could be killed, or taken out, by
+/// that user.
+fn is_our_own(directory: &Path) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    fs::metadata(directory).is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == own)
 }
 
 fn is_marked(directory: &Path) -> bool {

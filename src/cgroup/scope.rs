@@ -130,10 +130,9 @@ impl Group {
 }
 
 /// Lets systemd move `pid`, a guard of `group` that was forked outside of the scope, in where the first one was.
-pub(crate) fn take_in_guard(manager: &Manager, group: &dyn JobGroup, pid: i32) {
-    if let Some(unit) = group.unit() {
-        let _ = manager.attach(unit, GUARD, pid);
-    }
+/// Whether that was done.
+pub(crate) fn take_in_guard(manager: &Manager, group: &dyn JobGroup, pid: i32) -> bool {
+    group.unit().is_some_and(|unit| manager.attach(unit, GUARD, pid).is_ok())
 }
 
 /// Whether systemd has moved this process into a scope that was made for it.

@@ -3,6 +3,7 @@
 //! may never answer. So nothing of it is left when the command starts.
 
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,13 @@ use zbus::blocking::{Connection, MessageIterator, connection};
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 use crate::helper::{self, Answer, Begun, Interrupt};
+use crate::procfs::Proc;
 
 /// How long a bus may take to answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same while a job runs, to which signals are not passed on meanwhile.
+const PATIENCE_IN_A_JOB: Duration = Duration::from_secs(1);
 
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
@@ -119,7 +124,7 @@ impl Manager {
         interrupt: &Interrupt<'_>,
         moved: &dyn Fn() -> bool,
     ) -> Result<(), NoAnswer> {
-        self.ask(Some(interrupt), Some(moved), |connection, begin| {
+        self.ask(PATIENCE, Some(interrupt), Some(moved), |connection, begin| {
             start_scope(connection, name, pid.cast_unsigned(), self.system, begin)
         })
     }
@@ -130,20 +135,22 @@ impl Manager {
     /// As for [`Manager::start_scope`].
     pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), NoAnswer> {
         let body = (unit, format!("/{group}"), vec![pid.cast_unsigned()]);
-        self.ask(None, None, |connection, _| {
+        self.ask(PATIENCE_IN_A_JOB, None, None, |connection, _| {
             call(connection, "AttachProcessesToUnit", &body).map(|_| ()).map_err(explain)
         })
     }
 
     fn ask(
         &self,
+        patience: Duration,
         interrupt: Option<&Interrupt<'_>>,
         seen: Option<&dyn Fn() -> bool>,
         question: impl FnOnce(&Connection, &dyn Fn()) -> Result<(), String>,
     ) -> Result<(), NoAnswer> {
         // Where nobody listens there is nobody to wait for.
-        let stream = connect(&self.socket)?;
-        let answer = helper::ask(PATIENCE, interrupt, seen, |begin| {
+        let stream = connect(&self.socket, self.system)?;
+        let answer = helper::ask(patience, interrupt, seen, |begin| {
+            let stream = stream.map_or_else(|| connect_in_time(&self.socket, self.system), Ok)?;
             let connection = connection::Builder::async_io_unix_stream(stream).build().map_err(explain)?;
             let answer = question(&connection, begin).map(|()| String::new());
             // The process ends: that closes it too, without another word to the bus.
@@ -154,7 +161,7 @@ impl Manager {
             Ok(Answer::Said(Ok(_)) | Answer::Seen) => Ok(()),
             Ok(Answer::Said(Err(why))) => Err(Missing::because(why).into()),
             Ok(Answer::Silent(begun)) => {
-                let why = format!("{} did not answer within {} s", self.socket.display(), PATIENCE.as_secs());
+                let why = format!("{} did not answer within {} s", self.socket.display(), patience.as_secs());
                 Err(NoAnswer { missing: Some(Missing::because(why)), begun })
             }
             Ok(Answer::Ended(begun)) => {
@@ -170,18 +177,52 @@ impl Manager {
     }
 }
 
-/// Connects, if process numbers mean to the other side what they mean to us: a bus of the host that was mounted into a
-/// container would move some process of the host.
-fn connect(socket: &Path) -> Result<UnixStream, Missing> {
+/// Connects, unless too many wait for that already: then `None`, since the kernel would let us wait without end.
+fn connect(socket: &Path, system: bool) -> Result<Option<UnixStream>, Missing> {
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
     let own = rustix::process::geteuid().as_raw();
-    let stream = UnixStream::connect(socket).map_err(|error| {
-        Missing::no_manager(format!("nobody answers at {}: {}", socket.display(), crate::error::reason(&error)), own)
-    })?;
-    match nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials) {
-        // The kernel's number for a process that our pid namespace does not have.
-        Ok(peer) if peer.pid() != 0 => Ok(stream),
-        _ => Err(Missing::because(format!("{} belongs to another pid namespace", socket.display()))),
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).and_then(|fd| {
+        nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(socket)?)?;
+        Ok(UnixStream::from(fd))
+    });
+    match connected {
+        Ok(stream) => is_of_our_world(&stream, system).then_some(Some(stream)).ok_or_else(|| foreign(socket)),
+        Err(Errno::EAGAIN) => Ok(None),
+        Err(errno) => {
+            let why = format!("nobody answers at {}: {}", socket.display(), crate::error::reason(&errno.into()));
+            let nobody = matches!(errno, Errno::ECONNREFUSED | Errno::ENOENT);
+            Err(if nobody { Missing::no_manager(why, own) } else { Missing::because(why) })
+        }
     }
+}
+
+/// The same in the helper process, which may wait: it is not waited for without end.
+fn connect_in_time(socket: &Path, system: bool) -> Result<UnixStream, String> {
+    let stream = UnixStream::connect(socket).map_err(|error| crate::error::reason(&error))?;
+    if is_of_our_world(&stream, system) { Ok(stream) } else { Err(foreign(socket).why) }
+}
+
+fn foreign(socket: &Path) -> Missing {
+    Missing::because(format!("{} belongs to another user or pid namespace", socket.display()))
+}
+
+/// Whether the bus is our own, and process numbers mean to it what they mean to us: one of the host that was mounted into
+/// a container, or the other way round, would move some other process.
+fn is_of_our_world(stream: &UnixStream, system: bool) -> bool {
+    let Ok(peer) = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials) else {
+        return false;
+    };
+    let proc = Proc::default();
+    // 0 is the kernel's number for a process that our pid namespace does not have. Another user's we may not look into.
+    let same_namespace = match (proc.namespace(peer.pid(), "pid"), proc.own_namespace("pid")) {
+        (Ok(theirs), Ok(own)) => theirs == own,
+        _ => true,
+    };
+    // The machine's bus may be a user of its own; root needs no bus to harm us.
+    let ours = system || [0, rustix::process::geteuid().as_raw()].contains(&peer.uid());
+    peer.pid() != 0 && same_namespace && ours
 }
 
 /// In the helper process.
@@ -218,7 +259,8 @@ fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zb
         ("PIDs", vec![pid].into()),
         // Gone when it is empty, also when it failed.
         ("CollectMode", "inactive-or-failed".into()),
-        // The job has the limits that the command would have without us: a scope's own default is lower.
+        // A scope's default is lower than a login session's. What limits the unit that perflock was started in does not
+        // hold for the scope, which is beside it.
         ("TasksMax", u64::MAX.into()),
     ];
     if system {

@@ -12,7 +12,7 @@ use crate::lock::{Change, Hold};
 use crate::report;
 use crate::supervisor::command::Command;
 use crate::supervisor::guard::{Charge, Guard, until_empty};
-use crate::supervisor::launcher::{Launcher, Work};
+use crate::supervisor::launcher::{Launched, Launcher, NotLaunched, Work};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::{self, Main, SpawnError};
 use crate::supervisor::step::News;
@@ -51,9 +51,10 @@ impl Job<'_> {
             }
         };
         let charge = Charge { keep: &shared, after: &after };
+        let mut leaving = None;
         while !detected.places.is_empty() {
             match detected.places.remove(0) {
-                Place::Scope(manager) => match self.in_scope(&manager, charge, mountinfo)? {
+                Place::Scope(manager) => match self.in_scope(&manager, charge, mountinfo, &mut leaving)? {
                     Ok(finished) => return Ok(finished),
                     Err(Missing { why, cure }) => {
                         detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure });
@@ -69,7 +70,10 @@ impl Job<'_> {
                 }
                 Place::Subreaper => {
                     self.record_group(Backend::Subreaper, None)?;
-                    return self.in_group(&mut subreaper::Group::create(self.name)?, charge);
+                    let mut group = subreaper::Group::create(self.name)?;
+                    // A launcher that leaves is a child of ours, but none of the job's.
+                    leaving.into_iter().for_each(|pid| group.exclude(pid));
+                    return self.in_group(&mut group, charge);
                 }
             }
         }
@@ -94,6 +98,7 @@ impl Job<'_> {
         manager: &Manager,
         charge: Charge<'_>,
         mountinfo: &str,
+        leaving: &mut Option<i32>,
     ) -> Result<Result<Finished, Missing>, Error> {
         self.record_group(Backend::Scope, None)?;
         let open = || scope::Group::open_around_us(self.name, mountinfo);
@@ -111,7 +116,7 @@ impl Job<'_> {
             Ok(group) => group,
             Err(NoAnswer { missing, begun }) => {
                 match begun {
-                    Begun::Yes => launcher.leave(),
+                    Begun::Yes => *leaving = Some(launcher.leave()),
                     Begun::No => launcher.dismiss(),
                 }
                 return missing.map(Err).ok_or(Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)));
@@ -122,10 +127,16 @@ impl Job<'_> {
             abandon(&group);
             return Err(error);
         }
-        let (guard, gate) = launcher.go().map_err(|error| {
-            abandon(&group);
-            Error::System { what: "start the guard in the scope", source: error }
-        })?;
+        let Launched { guard, command: gate, stopped } = match launcher.go(&interrupt) {
+            Ok(launched) => launched,
+            Err(reason) => {
+                abandon(&group);
+                return Err(match reason {
+                    NotLaunched::Failed(source) => Error::System { what: "start the guard in the scope", source },
+                    NotLaunched::Interrupted => Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)),
+                });
+            }
+        };
         self.record(&Change::Guard { pid: guard.pid });
         // With the launcher gone and the command not yet executing.
         group.enable_controllers();
@@ -135,14 +146,21 @@ impl Job<'_> {
                 gate.turn_away();
                 Err(Error::Signalled(signal))
             }
-            None => Ok(gate.let_in(self.command)?),
+            None if stopped || guard.was_stopped() => {
+                gate.turn_away();
+                Err(stopped_early(&group))
+            }
+            // A guard that was told to stop kills what stands at the gate.
+            None => gate.let_in(self.command).map_err(|error| match error {
+                SpawnError::Fork(_) if guard.was_stopped() => stopped_early(&group),
+                error => error.into(),
+            }),
         });
         match main {
             Ok(main) => {
                 let start_guard = |group: &dyn JobGroup| {
-                    let guard = Guard::start(group, charge)?;
-                    // If systemd does not move it, it guards from where we are.
-                    scope::take_in_guard(manager, group, guard.pid);
+                    let mut guard = Guard::start(group, charge)?;
+                    guard.outside = !scope::take_in_guard(manager, group, guard.pid);
                     Ok(guard)
                 };
                 self.watch(&mut group, guard, &main, &start_guard).map(Ok)
@@ -229,9 +247,10 @@ impl Job<'_> {
                 let wrong = matches!(news, News::TimeLimit | News::Unkillable);
                 if wrong { say.wrong_now(&line) } else { say.note_now(&line) }
             }
-            Notice::Guard(pid) => {
+            Notice::Guard(pid, outside) => {
                 self.record(&Change::Guard { pid });
-                say.wrong_now(&format!("warning: the guard was killed; another took its place ({pid})"));
+                let only = if outside { "; systemd did not move it into the job's scope: it ends with this session" } else { "" };
+                say.wrong_now(&format!("warning: the guard was killed; another took its place ({pid}){only}"));
             }
             Notice::Unguarded => say.wrong_now(
                 "warning: the guard was killed and cannot be replaced; if this process is killed too, the next job ends \
@@ -240,6 +259,13 @@ impl Job<'_> {
             Notice::CannotKill(why) => say.wrong_now(&why),
         }
     }
+}
+
+fn stopped_early(group: &dyn JobGroup) -> Error {
+    Error::Refused(format!(
+        "systemd stopped the job's scope ({}) before the command was started",
+        group.unit().unwrap_or_default()
+    ))
 }
 
 /// Leaves the group of a job that did not start. A child that could not execute the command is gone in a moment.

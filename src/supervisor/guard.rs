@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::SigSet;
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
@@ -35,6 +35,8 @@ const NAME: &CStr = c"perflock-guard";
 pub struct Guard {
     /// Its pid.
     pub pid: i32,
+    /// It could not be moved into the job's scope, and ends with the session.
+    pub outside: bool,
     pidfd: OwnedFd,
     /// `None` where there is no unit to be stopped.
     told: Option<Told>,
@@ -77,7 +79,7 @@ impl Guard {
         match unsafe { fork::fork(Kin::QuietChild, None) }? {
             Some((pid, pidfd)) => {
                 drop(blocked);
-                Ok(Self { pid, pidfd, told })
+                Ok(Self { pid, outside: false, pidfd, told })
             }
             None => serve(group, charge, supervisor.as_fd(), told.as_ref()),
         }
@@ -89,7 +91,7 @@ impl Guard {
     /// The process cannot be had by its pidfd.
     pub(super) fn made_by_launcher(pid: i32, told: Told) -> io::Result<Self> {
         let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-        Ok(Self { pid, pidfd, told: Some(told) })
+        Ok(Self { pid, outside: false, pidfd, told: Some(told) })
     }
 
     /// Whether it was asked to end by systemd, which stops the job's unit, and has killed the job for that.
@@ -117,13 +119,14 @@ impl Guard {
 /// The guard's life. All signals are blocked.
 pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: BorrowedFd<'_>, told: Option<&Told>) -> ! {
     // Where there is no unit to be stopped, TERM is nothing to a guard.
-    let term = told.and_then(|_| SignalFd::new(&SigSet::from(nix::sys::signal::Signal::SIGTERM)).ok());
+    let term =
+        told.and_then(|_| SignalFd::with_flags(&term_alone(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).ok());
     let mut kept: Vec<RawFd> = charge.keep.iter().map(AsRawFd::as_raw_fd).collect();
     kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
     kept.push(supervisor.as_raw_fd());
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
     leave_everything_else(kept, NAME);
-    if watch(supervisor, term.as_ref().map(AsFd::as_fd)) == End::Stopped {
+    if watch(supervisor, term.as_ref()) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
         until_empty(group, true, None);
@@ -175,18 +178,36 @@ enum End {
     Stopped,
 }
 
-fn watch(supervisor: BorrowedFd<'_>, term: Option<BorrowedFd<'_>>) -> End {
+fn watch(supervisor: BorrowedFd<'_>, term: Option<&SignalFd>) -> End {
     loop {
         let mut fds = vec![PollFd::new(supervisor, PollFlags::POLLIN)];
-        fds.extend(term.map(|term| PollFd::new(term, PollFlags::POLLIN)));
-        if crate::poll::until(&mut fds, None).is_ok() {
-            match fds.iter().map(|fd| fd.any() == Some(true)).collect::<Vec<_>>()[..] {
-                [true, ..] => return End::Alone,
-                [_, true] => return End::Stopped,
-                _ => {}
+        fds.extend(term.map(|term| PollFd::new(term.as_fd(), PollFlags::POLLIN)));
+        if crate::poll::until(&mut fds, None).is_ok() && fds[0].any() == Some(true) {
+            return End::Alone;
+        }
+        while let Some(Ok(Some(signal))) = term.map(SignalFd::read_signal) {
+            // `pkill perflock` and `kill -1` mean the supervisor, which passes it on: the job may have things to save.
+            if is_systemd(i32::try_from(signal.ssi_pid).unwrap_or(0)) {
+                return End::Stopped;
             }
         }
     }
+}
+
+fn term_alone() -> SigSet {
+    SigSet::from(nix::sys::signal::Signal::SIGTERM)
+}
+
+/// Whether this process, which sent a signal, is a service manager.
+fn is_systemd(pid: i32) -> bool {
+    pid == 1 || crate::procfs::Proc::default().stat(pid).is_ok_and(|stat| stat.comm.starts_with("systemd"))
+}
+
+/// Whether a TERM of systemd's waits for this process, which has it blocked. It is taken.
+pub(super) fn systemd_says_stop() -> bool {
+    let term = SignalFd::with_flags(&term_alone(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+    let signal = term.and_then(|term| term.read_signal());
+    matches!(signal, Ok(Some(signal)) if is_systemd(i32::try_from(signal.ssi_pid).unwrap_or(0)))
 }
 
 /// Kills the group, if `kill` says so, again and again until it is empty; else waits for that. Sleeps in between:

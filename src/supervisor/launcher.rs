@@ -12,18 +12,28 @@
 //!
 //! Launcher, command and supervisor share one socket pair, and its order is the protocol: `go` to the launcher, its
 //! answer with the pids, the supervisor's byte that opens the gate, and then end of file when the command has executed,
-//! or the errno. Nobody else has the command's end once the launcher is gone: if the supervisor dies, the gate reads end
-//! of file, and what stands there leaves without executing.
+//! or the errno. Once the launcher is gone nobody else has the command's end, since the guard has closed it before the
+//! command is born: if the supervisor dies, the gate reads end of file, and what stands there leaves without executing.
+//! While the launcher is at work the supervisor waits for its end, and for signals, as well: it may be killed or stopped.
+//!
+//! *systemd may stop the scope* at any moment from its birth on, by TERM to every process in it. Until the command is
+//! born the launcher is one of them, and has it blocked: it says so, and the command is turned away.
+//!
+//! Launcher, guard and command end without a SIGCHLD to us (until it executes, for the command): only waits that ask for
+//! them find them, so that none is taken for an orphan of the job.
 //!
 //! *A signal for the whole process group* that came before the command was born reached the supervisor only: its handler
 //! has run by the time the launcher's answer is read, and the gate stays shut. A later one reaches the command as well,
 //! which has it blocked until it executes.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::command::Command;
@@ -33,6 +43,7 @@ use super::spawn::{self, Main, SpawnError};
 use crate::cgroup::{scope, systemd};
 use crate::child;
 use crate::fork::{self, Kin};
+use crate::helper::Interrupt;
 use crate::mask::BlockedSignals;
 
 /// What a launcher makes.
@@ -50,8 +61,29 @@ pub struct Work<'a> {
     pub open: &'a dyn Fn() -> io::Result<scope::Group>,
 }
 
-/// The launcher's answer: the guard's pid, the command's pid, and the errno of what could not be made.
-type Made = [i32; 3];
+/// The launcher's answer: the guard's pid, the command's pid, the errno of what could not be made, and whether systemd
+/// stops the scope.
+type Made = [i32; 4];
+
+/// What a launcher made.
+#[derive(Debug)]
+pub struct Launched {
+    /// The guard.
+    pub guard: Guard,
+    /// The command, or why there is none.
+    pub command: Result<AtTheGate, SpawnError>,
+    /// systemd stops the scope.
+    pub stopped: bool,
+}
+
+/// Why a launcher made nothing.
+#[derive(Debug)]
+pub enum NotLaunched {
+    /// It could not, or died.
+    Failed(io::Error),
+    /// The wait for it was ended.
+    Interrupted,
+}
 
 /// How long a launcher that nobody needs waits for systemd to move it: as long as systemd is waited for.
 const LEAVES_AFTER: Duration = systemd::PATIENCE;
@@ -84,9 +116,8 @@ impl Launcher {
         let told = Told::new()?;
         let (ours, theirs) = UnixStream::pair()?;
         let blocked = BlockedSignals::all()?;
-        // Told of by SIGCHLD, since its siblings will be as it is.
         // SAFETY: perflock has one thread here; the lock's helper was joined.
-        match unsafe { fork::fork(Kin::Child, None) }? {
+        match unsafe { fork::fork(Kin::QuietChild, None) }? {
             Some((pid, pidfd)) => {
                 drop((theirs, blocked));
                 Ok(Self { pid, pidfd, socket: ours, told })
@@ -101,27 +132,25 @@ impl Launcher {
     /// Lets it make guard and command. It is gone when this returns.
     ///
     /// # Errors
-    /// The guard could not be made; or the command could not, which comes with the guard.
-    pub fn go(self) -> io::Result<(Guard, Result<AtTheGate, SpawnError>)> {
-        let Self { pid, mut socket, told, .. } = self;
-        let mut answer = [0; size_of::<Made>()];
-        let answered = socket.write_all(b"g").and_then(|()| socket.read_exact(&mut answer));
+    /// See [`NotLaunched`]. What it may have made leaves when it sees the socket closed, or us ended.
+    pub(crate) fn go(self, interrupt: &Interrupt<'_>) -> Result<Launched, NotLaunched> {
+        let Self { pid, pidfd, mut socket, told } = self;
+        let answer = socket.write_all(b"g").map_err(NotLaunched::Failed);
+        let answer = answer.and_then(|()| listen(&mut socket, &pidfd, interrupt));
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
         child::reap(pid);
-        answered?;
-        let (words, _) = answer.as_chunks::<4>();
-        let [guard, command, errno] = [words[0], words[1], words[2]].map(i32::from_ne_bytes);
+        let [guard, command, errno, stopped] = answer?;
         if guard == 0 {
-            return Err(io::Error::from_raw_os_error(errno));
+            return Err(NotLaunched::Failed(io::Error::from_raw_os_error(errno)));
         }
-        let guard = Guard::made_by_launcher(guard, told)?;
-        let failed = || SpawnError::Fork(io::Error::from_raw_os_error(errno));
+        let guard = Guard::made_by_launcher(guard, told).map_err(NotLaunched::Failed)?;
         let command = match Pid::from_raw(command) {
-            None => Err(failed()),
+            None => Err(SpawnError::Fork(io::Error::from_raw_os_error(errno))),
             Some(pid) => pidfd_open(pid, PidfdFlags::empty())
                 .map(|pidfd| AtTheGate { pid: pid.as_raw_pid(), pidfd, socket })
                 .map_err(|errno| SpawnError::Fork(errno.into())),
         };
-        Ok((guard, command))
+        Ok(Launched { guard, command, stopped: stopped != 0 })
     }
 
     /// It is not needed, and systemd is not about to move it.
@@ -130,9 +159,11 @@ impl Launcher {
         child::reap(self.pid);
     }
 
-    /// It is not needed, but systemd may be about to move it: it leaves when that is done, or does not come.
-    pub fn leave(self) {
+    /// It is not needed, but systemd may be about to move it: it leaves when that is done, or does not come. Returns its
+    /// pid, which stays its own as long as we live: nobody reaps it.
+    pub fn leave(self) -> i32 {
         // Its end of the socket reads end of file.
+        self.pid
     }
 }
 
@@ -161,6 +192,31 @@ impl AtTheGate {
     }
 }
 
+/// The launcher's answer, or why there is none.
+fn listen(socket: &mut UnixStream, launcher: &OwnedFd, interrupt: &Interrupt<'_>) -> Result<Made, NotLaunched> {
+    let mut bytes = [0; size_of::<Made>()];
+    let mut length = 0;
+    while length < bytes.len() {
+        let mut fds = [socket.as_fd(), launcher.as_fd(), interrupt.fd].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        crate::poll::until(&mut fds, None).map_err(NotLaunched::Failed)?;
+        let [answers, ended, came] = fds.map(|fd| fd.any() == Some(true));
+        if came && (interrupt.ends_us)() {
+            return Err(NotLaunched::Interrupted);
+        }
+        // What it wrote before it ended is there when its end is.
+        match if answers { socket.read(&mut bytes[length..]) } else { Ok(0) } {
+            Ok(0) if answers || ended => {
+                return Err(NotLaunched::Failed(io::Error::other("the process that makes it was killed")));
+            }
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(NotLaunched::Failed(error)),
+        }
+    }
+    let (words, _) = bytes.as_chunks::<4>();
+    Ok([0, 1, 2, 3].map(|index| i32::from_ne_bytes(words[index])))
+}
+
 /// Reads until `buffer` is full or nothing more can come; how much it was.
 fn read_to_end(socket: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
@@ -183,10 +239,11 @@ fn launch(work: Work<'_>, mut socket: UnixStream, supervisor: &OwnedFd, told: &T
     }
     // Inside the scope: whoever dies there takes it along.
     fork::die_with(supervisor.as_fd());
-    let mut made: Made = [0; 3];
-    if let Err(error) = make(work, &socket, supervisor, told, &mut made) {
+    let mut made: Made = [0; 4];
+    if let Err(error) = make(work, &mut socket, supervisor, told, &mut made) {
         made[2] = error.raw_os_error().unwrap_or(libc::EIO);
     }
+    made[3] = i32::from(guard::systemd_says_stop());
     let bytes: Vec<u8> = made.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let _ = socket.write_all(&bytes);
     fork::end(0)
@@ -206,14 +263,24 @@ fn leave_once_moved() -> ! {
     fork::end(0)
 }
 
-fn make(work: Work<'_>, gate: &UnixStream, supervisor: &OwnedFd, told: &Told, made: &mut Made) -> io::Result<()> {
+fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told, made: &mut Made) -> io::Result<()> {
     let group = (work.open)()?;
+    let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
     // The guard before the command, here as everywhere.
     // SAFETY: this process has one thread, as the supervisor had when it forked it.
     match unsafe { fork::fork(Kin::Sibling, Some(group.guard_directory())) }? {
         Some((pid, _)) => made[0] = pid,
-        None => guard::serve(&group, work.charge, supervisor.as_fd(), Some(told)),
+        None => {
+            // What stands at the gate must be alone with it. Whatever takes this one's place is closed by `serve`.
+            if let Ok(nothing) = UnixStream::pair() {
+                *gate = nothing.0;
+            }
+            let _ = File::from(tell).write_all(b"r");
+            guard::serve(&group, work.charge, supervisor.as_fd(), Some(told));
+        }
     }
+    drop(tell);
+    File::from(ready).read_exact(&mut [0])?;
     // SAFETY: as above.
     match unsafe { fork::fork(Kin::Sibling, Some(group.job_directory())) }? {
         Some((pid, _)) => made[1] = pid,

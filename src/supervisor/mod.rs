@@ -97,8 +97,8 @@ const NAMED: usize = 5;
 pub enum Notice {
     /// The state machine's news, with members that are still there.
     News(News, Vec<Ended>, usize),
-    /// A guard died and another took over: its pid.
-    Guard(i32),
+    /// A guard died and another took over: its pid, and whether it is outside of the job's scope.
+    Guard(i32, bool),
     /// The guard died and could not be replaced.
     Unguarded,
     /// The group could not be killed.
@@ -321,9 +321,9 @@ impl Supervisor<'_> {
         }
         match &self.guard {
             Some(guard) => {
-                let pid = guard.pid;
+                let (pid, outside) = (guard.pid, guard.outside);
                 self.group.exclude(pid);
-                (self.notice)(Notice::Guard(pid));
+                (self.notice)(Notice::Guard(pid, outside));
             }
             None => (self.notice)(Notice::Unguarded),
         }

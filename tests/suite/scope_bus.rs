@@ -424,3 +424,38 @@ fn in_a_pid_namespace_nobody_else_is_moved() {
     victim.wait();
     machine.wait_gone();
 }
+
+/// A bus that hangs takes no more connections when as many wait as it lets wait.
+#[test]
+fn a_bus_with_no_room_for_another_is_not_waited_for_without_end() {
+    needs!(Root, V2, Manager);
+    let machine = Machine::without_manager();
+    let listener = machine.listen();
+    // listen(2) again, with room for one.
+    // SAFETY: changes a number of a socket of ours.
+    assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) }, 0);
+    let mut waiting = Vec::new();
+    let full = || {
+        let socket = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Unix,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::SOCK_NONBLOCK | nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let address = nix::sys::socket::UnixAddr::new(&machine.inside(machine.bus())).unwrap();
+        let connected = nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &address);
+        waiting.push(socket);
+        connected == Err(nix::errno::Errno::EAGAIN)
+    };
+    wait_until("nobody else can connect", full);
+    let interrupted = machine.cmd("perflock touch ran").spawn();
+    wait_until("it has the lock", || !machine.tickets().is_empty() && !machine.lock_is_free());
+    interrupted.signal(libc::SIGTERM);
+    interrupted.wait().dies_of(libc::SIGTERM);
+    let start = Instant::now();
+    let done = machine.cmd("perflock sh -c").arg("exit 3").run().exits(3);
+    warned(&done, "perflock: warning: ");
+    assert!(start.elapsed() < patient(SILENCE * 2), "{:?}", start.elapsed());
+    machine.assert_clean();
+}

@@ -425,3 +425,33 @@ fn without_descriptors_or_processes_a_job_runs_or_not_and_leaves_nothing() {
         after_a_crash(&machine, &limit);
     }
 }
+
+#[test]
+fn a_term_that_is_not_systemd_s_leaves_the_job_its_time() {
+    needs!(Root, V2, Manager);
+    let machine = Machine::new();
+    let job = "trap 'sleep 0.1; echo saved; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    let running = machine.cmd("perflock sh -c").arg(job).spawn();
+    running.wait_stdout("up\n");
+    // As `pkill perflock` does.
+    signal(guard_of(&machine), libc::SIGTERM);
+    running.signal(libc::SIGTERM);
+    running.wait().exits(0).prints("up\nsaved\n").says("");
+    machine.wait_gone();
+    machine.assert_clean();
+}
+
+/// It would outlive the outer job, and nobody would hold the machine for it.
+#[test]
+fn a_job_of_another_user_s_inside_a_job_stays_inside() {
+    needs!(Root, V2, Manager, Program("setpriv"));
+    let machine = Machine::new();
+    let inner = "setpriv --reuid $OTHER --regid $OTHER --clear-groups pls sh -c 'sed -n s/^0:://p /proc/self/cgroup'";
+    let outer = "sed -n s/^0:://p /proc/self/cgroup; ".to_owned() + inner;
+    let done = machine.cmd("perflock sh -c").arg(outer).env("OTHER", ALICE.to_string()).uid(0).run().exits(0);
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert!(matches!(lines[..], [outer, inner] if inner == outer), "{}{}", done.stdout, done.stderr);
+    done.mentions("pls: warning: no job group can be made here (");
+    assert_eq!(machine.units(), Vec::<String>::new());
+    machine.assert_clean();
+}
