@@ -80,8 +80,13 @@ pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     crate::poll::until(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
 }
 
-/// Gives a child `/dev/null` for its standard descriptors: nobody's pipe is kept open, and nothing is printed.
+/// Gives a child `/dev/null` for its standard descriptors, or none: nobody's pipe is kept open, and nothing is printed.
 pub(crate) fn leave_stdio() {
+    // First, so that there is room for one more.
+    for fd in 0..3 {
+        // SAFETY: the child uses these only for messages, which nobody is to see, and no owner's drop closes them.
+        unsafe { libc::close(fd) };
+    }
     if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);

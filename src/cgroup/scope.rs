@@ -154,6 +154,10 @@ fn located(pid: i32, name: &str, mountinfo: &str) -> Result<(Location, String), 
     let mut pause = Duration::from_micros(50);
     loop {
         match around(pid, name) {
+            // A mount may show it all the same, but with `nsdelegate`, systemd's choice, nobody here may be born in it.
+            Some((path, _)) if path.starts_with("/..") => {
+                return Err("systemd's scopes are outside of our cgroup namespace".to_owned());
+            }
             Some((path, unit)) => return Ok((detect::locate(mountinfo, &path)?, unit)),
             None if Instant::now() >= end => return Err("systemd made a scope, but did not move us into it".to_owned()),
             None => std::thread::sleep(pause),

@@ -129,12 +129,14 @@ impl Job<'_> {
         }
         let Launched { guard, command: gate, stopped } = match launcher.go(&interrupt) {
             Ok(launched) => launched,
-            Err(reason) => {
+            Err(NotLaunched::Failed(error)) => {
                 abandon(&group);
-                return Err(match reason {
-                    NotLaunched::Failed(source) => Error::System { what: "start the guard in the scope", source },
-                    NotLaunched::Interrupted => Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)),
-                });
+                let why = format!("no process can be made in the scope: {}", crate::error::reason(&error));
+                return Ok(Err(Missing { why, cure: None }));
+            }
+            Err(NotLaunched::Interrupted) => {
+                abandon(&group);
+                return Err(Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)));
             }
         };
         self.record(&Change::Guard { pid: guard.pid });
