@@ -1,5 +1,5 @@
-//! A question put to a process of its own, for what must not be done in ours: the library that answers it makes
-//! threads, which would be forked half-way into every later child, and it may never answer.
+//! A question put to a process of its own, for what must not be done in ours: it may never be answered, and the library
+//! that is asked may panic, or keep what it opened.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -64,7 +64,7 @@ pub(crate) fn ask(
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     // Signals are ours to answer: in the child a handler would write to our pipe a second time.
     let blocked = BlockedSignals::all()?;
-    // SAFETY: this process has one thread, so the child may allocate and make threads of its own.
+    // SAFETY: this process has one thread, so the child may allocate.
     let pid = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => {

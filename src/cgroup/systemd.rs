@@ -1,6 +1,6 @@
 //! Talking to systemd over D-Bus: org.freedesktop.systemd1(5). Every conversation is one question to a process of its own
-//! (`helper`): the D-Bus library makes threads, a connection is woken by other units of the machine, and a bus
-//! may never answer. So nothing of it is left when the command starts.
+//! (`helper`): a connection is woken by other units of the machine, and a bus may never answer, or hang up half-way
+//! through a message. So nothing of it is left when the command starts.
 
 use std::ffi::OsStr;
 use std::os::fd::AsRawFd as _;
@@ -9,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use zbus::blocking::{Connection, MessageIterator, connection};
 use zbus::zvariant::{OwnedObjectPath, Value};
 
+use super::bus::{BUS, Bus, BusError, Peer};
 use crate::helper::{self, Answer, Begun, Interrupt};
 use crate::procfs::Proc;
 
@@ -21,9 +21,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// The same while a job runs, to which signals are not passed on meanwhile.
 const PATIENCE_IN_A_JOB: Duration = Duration::from_secs(1);
 
-const DESTINATION: &str = "org.freedesktop.systemd1";
-const OBJECT: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const MANAGER: Peer<'static> = Peer {
+    destination: "org.freedesktop.systemd1",
+    object: "/org/freedesktop/systemd1",
+    interface: "org.freedesktop.systemd1.Manager",
+};
 
 /// How many names are tried for a scope whose name somebody has taken.
 const NAMES: usize = 3;
@@ -124,8 +126,8 @@ impl Manager {
         interrupt: &Interrupt<'_>,
         moved: &dyn Fn() -> bool,
     ) -> Result<(), NoAnswer> {
-        self.ask(PATIENCE, Some(interrupt), Some(moved), |connection, begin| {
-            start_scope(connection, name, pid.cast_unsigned(), self.system, begin)
+        self.ask(PATIENCE, Some(interrupt), Some(moved), |bus, begin| {
+            start_scope(bus, name, pid.cast_unsigned(), self.system, begin)
         })
     }
 
@@ -135,8 +137,8 @@ impl Manager {
     /// As for [`Manager::start_scope`].
     pub(crate) fn attach(&self, unit: &str, group: &str, pid: i32) -> Result<(), NoAnswer> {
         let body = (unit, format!("/{group}"), vec![pid.cast_unsigned()]);
-        self.ask(PATIENCE_IN_A_JOB, None, None, |connection, _| {
-            call(connection, "AttachProcessesToUnit", &body).map(|_| ()).map_err(explain)
+        self.ask(PATIENCE_IN_A_JOB, None, None, |bus, _| {
+            bus.call(MANAGER, "AttachProcessesToUnit", &body).map(|_| ()).map_err(|error| explain(&error))
         })
     }
 
@@ -145,17 +147,14 @@ impl Manager {
         patience: Duration,
         interrupt: Option<&Interrupt<'_>>,
         seen: Option<&dyn Fn() -> bool>,
-        question: impl FnOnce(&Connection, &dyn Fn()) -> Result<(), String>,
+        question: impl FnOnce(&mut Bus, &dyn Fn()) -> Result<(), String>,
     ) -> Result<(), NoAnswer> {
         // Where nobody listens there is nobody to wait for.
         let stream = connect(&self.socket, self.system)?;
         let answer = helper::ask(patience, interrupt, seen, |begin| {
             let stream = stream.map_or_else(|| connect_in_time(&self.socket, self.system), Ok)?;
-            let connection = connection::Builder::async_io_unix_stream(stream).build().map_err(explain)?;
-            let answer = question(&connection, begin).map(|()| String::new());
-            // The process ends: that closes it too, without another word to the bus.
-            std::mem::forget(connection);
-            answer
+            let mut bus = Bus::new(stream).map_err(|error| explain(&error))?;
+            question(&mut bus, begin).map(|()| String::new())
         });
         match answer {
             Ok(Answer::Said(Ok(_)) | Answer::Seen) => Ok(()),
@@ -226,33 +225,31 @@ fn is_of_our_world(stream: &UnixStream, system: bool) -> bool {
 }
 
 /// In the helper process.
-fn start_scope(connection: &Connection, name: &str, pid: u32, system: bool, begin: &dyn Fn()) -> Result<(), String> {
+fn start_scope(bus: &mut Bus, name: &str, pid: u32, system: bool, begin: &dyn Fn()) -> Result<(), String> {
     // Without this systemd sends no signal to anybody, unless somebody else subscribed: not so on a machine where nobody
     // is at a screen.
-    tell(connection, (DESTINATION, OBJECT, MANAGER, "Subscribe"), &()).map_err(explain)?;
+    bus.tell(MANAGER, "Subscribe", &()).map_err(|error| explain(&error))?;
     begin();
     let mut taken = String::new();
     for attempt in 1..=NAMES {
         let unit = if attempt == 1 { format!("{name}.scope") } else { format!("{name}-{attempt}.scope") };
-        match start_unit(connection, &unit, pid, system) {
-            Err(zbus::Error::MethodError(error, _, _)) if error.as_str().ends_with(".UnitExists") => {
+        match start_unit(bus, &unit, pid, system) {
+            Err(BusError::Refused(error, _)) if error.ends_with(".UnitExists") => {
                 taken = format!("a unit {unit} exists already");
             }
             Ok(result) if result == "done" => return Ok(()),
             Ok(result) => return Err(format!("systemd could not make the scope {unit}: {result}")),
-            Err(error) => return Err(explain(error)),
+            Err(error) => return Err(explain(&error)),
         }
     }
     Err(taken)
 }
 
 /// Starts the scope and waits for systemd's job; returns the job's result.
-fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zbus::Result<String> {
-    // Listened for before it can come: the job may be over before the call returns. A bus takes messages in their order,
-    // so nothing is waited for but the one answer that counts.
-    let messages = MessageIterator::from(connection);
-    let rule = format!("type='signal',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'");
-    tell(connection, ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch"), &rule)?;
+fn start_unit(bus: &mut Bus, unit: &str, pid: u32, system: bool) -> Result<String, BusError> {
+    // Listened for before it can come: the job may be over before the call returns. A bus takes messages in their order.
+    let rule = format!("type='signal',interface='{}',member='JobRemoved',arg2='{unit}'", MANAGER.interface);
+    bus.tell(BUS, "AddMatch", &rule)?;
     let mut properties: Vec<(&str, Value<'_>)> = vec![
         ("Description", "a job of perflock".into()),
         ("Delegate", true.into()),
@@ -267,49 +264,23 @@ fn start_unit(connection: &Connection, unit: &str, pid: u32, system: bool) -> zb
         properties.push(("Slice", "perflock.slice".into()));
     }
     let none: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
-    let reply = call(connection, "StartTransientUnit", &(unit, "fail", properties, none))?;
+    let reply = bus.call(MANAGER, "StartTransientUnit", &(unit, "fail", properties, none))?;
     let job: OwnedObjectPath = reply.body().deserialize()?;
-    for message in messages {
-        let message = message?;
-        if message.header().member().is_some_and(|member| member == "JobRemoved") {
-            let (_, path, _, result): (u32, OwnedObjectPath, String, String) = message.body().deserialize()?;
+    loop {
+        let signal = bus.signal()?;
+        if signal.header().member().is_some_and(|member| member == "JobRemoved") {
+            let (_, path, _, result): (u32, OwnedObjectPath, String, String) = signal.body().deserialize()?;
             if path == job {
                 return Ok(result);
             }
         }
     }
-    Err(zbus::Error::Failure("the bus closed the connection".to_owned()))
 }
 
-/// A call whose answer is not waited for: destination, object, interface and method.
-fn tell<B: serde::Serialize + zbus::zvariant::DynamicType>(
-    connection: &Connection,
-    (destination, object, interface, method): (&str, &str, &str, &str),
-    body: &B,
-) -> zbus::Result<()> {
-    let message = zbus::Message::method_call(object, method)?
-        .destination(destination)?
-        .interface(interface)?
-        .with_flags(zbus::message::Flags::NoReplyExpected)?
-        .build(body)?;
-    connection.send(&message)
-}
-
-fn call<B: serde::Serialize + zbus::zvariant::DynamicType>(
-    connection: &Connection,
-    method: &str,
-    body: &B,
-) -> zbus::Result<zbus::Message> {
-    connection.call_method(Some(DESTINATION), OBJECT, Some(MANAGER), method, body)
-}
-
-/// The bus's words for a person.
-fn explain(error: zbus::Error) -> String {
-    match error {
-        zbus::Error::MethodError(_, Some(text), _) => format!("systemd says: {}", crate::text::escape(&text)),
-        zbus::Error::MethodError(name, None, _) => format!("systemd says: {name}"),
-        other => format!("the bus failed: {}", crate::text::escape(&other.to_string())),
-    }
+/// An error's words for a person.
+fn explain(error: &BusError) -> String {
+    let words = crate::text::escape(&error.to_string());
+    if matches!(error, BusError::Refused(..)) { format!("systemd says: {words}") } else { words }
 }
 
 /// Whether there is a socket, of this user if one is named: nobody else's is trusted.
