@@ -315,14 +315,11 @@ impl Run {
         self.say.detail(&format!("inside job {}, which holds the machine: starting at once", outer.id.number));
         // In the outer job's group or, if that cannot be divided, in the fallback: never in a scope beside it, from where the
         // inner job would outlive the outer one and its hold on the machine.
-        let scope_first = matches!(detected.places.first(), Some(Place::Scope(_)));
+        // No word about it: what the inner job loses sight of, the outer one ends.
         detected.places.retain(|place| !matches!(place, Place::Scope(_)));
-        if scope_first {
+        if detected.places.is_empty() {
             let why = "it would be outside of the job that this is a part of".to_owned();
             detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
-            if detected.places.first() == Some(&Place::Subreaper) {
-                self.say.note(&weaker(detected));
-            }
         }
         let own = std::process::id();
         let stamp = crate::clock::boottime_usec();

@@ -202,7 +202,11 @@ mod tests {
         assert_eq!(slept, Slept::Interrupted);
         drop(holder);
         let other = File::open(named.path()).unwrap();
-        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        // A process that another test forks has the holder's file for a moment.
+        let end = Instant::now() + Duration::from_secs(20);
+        while rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).is_err() {
+            assert!(Instant::now() < end, "the lock was left");
+        }
     }
 
     #[test]

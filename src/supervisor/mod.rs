@@ -281,8 +281,8 @@ impl Supervisor<'_> {
                             (named(members.iter().copied()), members.len())
                         }
                     };
-                    // The last one ended while we looked.
-                    if news != News::Unkillable || living.1 > 0 {
+                    // Of members that are there, unless the last one ended while we looked.
+                    if matches!(news, News::TimeLimit | News::Releasing) || living.1 > 0 {
                         (self.notice)(Notice::News(news, living.0, living.1));
                     }
                 }
