@@ -74,7 +74,7 @@ fn a_leftover_may_save_when_it_gets_term() {
     world.script("leftover", leftover);
     let done = world.cmd("perflock sh -c").arg("sh ./leftover & until [ -s pid ]; do sleep 0.01; done").run().exits(0);
     assert_eq!(world.read("saved"), "saved\n");
-    assert!(done.stderr.contains(&format!("sh ({})", pid_in(&world.path("pid")))), "{}", done.stderr);
+    assert!(done.stderr.contains(&format!(" ({})", pid_in(&world.path("pid")))), "{}", done.stderr);
     world.assert_clean();
 }
 

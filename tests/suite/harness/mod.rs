@@ -33,6 +33,11 @@ pub(crate) fn patient(time: Duration) -> Duration {
         .get_or_init(|| patience.map_or(1, |text| text.parse().expect("PERFLOCK_TEST_PATIENCE is a number")))
 }
 
+/// Whether a process takes longer to start here than tests of pace allow.
+pub(crate) fn is_slow() -> bool {
+    patient(Duration::from_secs(1)) > Duration::from_secs(1)
+}
+
 /// Whether jobs are to get systemd scopes from the session that the tests run in: `PERFLOCK_TEST_BACKEND=scope`. Then no
 /// world makes a group of its own.
 pub(crate) fn scope_backend() -> bool {
@@ -87,9 +92,7 @@ impl Need {
                 (!written.is_ok_and(|status| status.success()))
                     .then(|| ("root", "cannot set a login's user".to_owned()))
             }
-            Self::Speed if patient(Duration::from_secs(1)) > Duration::from_secs(1) => {
-                Some(("speed", "this machine is slow (PERFLOCK_TEST_PATIENCE)".to_owned()))
-            }
+            Self::Speed if is_slow() => Some(("speed", "this machine is slow (PERFLOCK_TEST_PATIENCE)".to_owned())),
             Self::Root | Self::Speed => None,
         }
     }
