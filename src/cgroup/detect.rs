@@ -97,7 +97,8 @@ pub fn detect(proc: &Proc, machine: &Machine<'_>) -> Detected {
     let mut found = Detected { places: Vec::new(), refused: Vec::new() };
     let own = own_location(proc, machine.mountinfo);
     let ours = own.as_ref().is_ok_and(is_delegated);
-    let mut candidates = [scope_candidate(own.as_ref(), machine), Some(v2_candidate(own.clone()))];
+    let usable = own.and_then(|own| kernel_can(&own).map(|()| own));
+    let mut candidates = [scope_candidate(usable.as_ref(), machine), Some(v2_candidate(usable.clone()))];
     if ours {
         candidates.reverse();
     }
@@ -143,7 +144,7 @@ fn is_marked(directory: &Path) -> bool {
     })
 }
 
-/// A scope can be asked for where systemd runs, and the kernel can kill it. `None` without systemd: nothing is missing.
+/// A scope can be asked for where systemd runs. `None` without systemd: nothing is missing.
 fn scope_candidate(own: Result<&Location, &String>, machine: &Machine<'_>) -> Option<Result<Place, Refusal>> {
     let refused = |why| Some(Err(Refusal::new(Backend::Scope, why)));
     let manager = match Manager::find(machine.root, machine.uid, machine.bus_address) {
@@ -156,9 +157,6 @@ fn scope_candidate(own: Result<&Location, &String>, machine: &Machine<'_>) -> Op
         Ok(own) => own,
         Err(why) => return refused(why.clone()),
     };
-    if let Err(why) = kernel_can(own) {
-        return refused(why);
-    }
     match rustix::fs::statvfs(&own.mount) {
         Ok(mount) if mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => {
             refused(format!("{} is mounted read-only", own.mount.display()))
@@ -190,7 +188,6 @@ fn kernel_can(own: &Location) -> Result<(), String> {
 /// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
 fn v2_candidate(own: Result<Location, String>) -> Result<Place, Refusal> {
     let writable = |own: Location| {
-        kernel_can(&own)?;
         let directory = own.directory();
         for (file, needed) in [
             (directory.clone(), Access::WRITE_OK | Access::EXEC_OK),

@@ -137,8 +137,7 @@ impl Launcher {
         let Self { pid, pidfd, mut socket, told } = self;
         let answer = socket.write_all(b"g").map_err(NotLaunched::Failed);
         let answer = answer.and_then(|()| listen(&mut socket, &pidfd, interrupt));
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-        child::reap(pid);
+        end(pid, &pidfd);
         let [guard, command, errno, stopped] = answer?;
         if guard == 0 {
             return Err(NotLaunched::Failed(io::Error::from_raw_os_error(errno)));
@@ -155,8 +154,7 @@ impl Launcher {
 
     /// It is not needed, and systemd is not about to move it.
     pub fn dismiss(self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        child::reap(self.pid);
+        end(self.pid, &self.pidfd);
     }
 
     /// It is not needed, but systemd may be about to move it: it leaves when that is done, or does not come. Returns its
@@ -178,8 +176,7 @@ impl AtTheGate {
         match answered {
             Ok(0) => Ok(Main { pid: self.pid, pidfd: self.pidfd, started: Instant::now() }),
             answered => {
-                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-                child::reap(self.pid);
+                end(self.pid, &self.pidfd);
                 Err(answered.map_or_else(SpawnError::Fork, |_| SpawnError::exec(command, i32::from_ne_bytes(errno))))
             }
         }
@@ -187,9 +184,14 @@ impl AtTheGate {
 
     /// The command is not to be executed after all.
     pub fn turn_away(self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        child::reap(self.pid);
+        end(self.pid, &self.pidfd);
     }
+}
+
+/// Ends a child of ours, and reaps it.
+fn end(pid: i32, pidfd: &OwnedFd) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    child::reap(pid);
 }
 
 /// The launcher's answer, or why there is none.
