@@ -57,8 +57,7 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
         return true;
     }
     let same_pids = proc.own_namespace("pid").is_ok_and(|own| own == record.joined.pid_namespace);
-    let lives = || proc.stat(record.joined.pid).is_ok_and(|stat| stat.start_ticks == record.joined.start_ticks);
-    if record.stopped && (!same_pids || lives()) {
+    if record.stopped && (!same_pids || record.joined.supervisor(proc).is_some()) {
         return false;
     }
     let same_groups = proc.own_namespace("cgroup").is_ok_and(|own| own == record.joined.cgroup_namespace);
@@ -145,8 +144,9 @@ pub fn end(
 pub fn wake_guards(ahead: &Ahead, proc: &Proc, boot: &str, pid_namespace: u64) {
     let here = |record: &&Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
     for record in ahead.holders.iter().map(|(_, record)| record).filter(here) {
-        let supervisor = proc.stat(record.joined.pid).ok().filter(|stat| stat.start_ticks == record.joined.start_ticks);
-        let (None, Some(pid)) = (supervisor, record.guard_pid.and_then(Pid::from_raw)) else { continue };
+        let (None, Some(pid)) = (record.joined.supervisor(proc), record.guard_pid.and_then(Pid::from_raw)) else {
+            continue;
+        };
         let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
         // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
         let stat = proc.stat(pid.as_raw_pid());

@@ -188,8 +188,7 @@ impl Here {
     fn login_uid(&self, record: &Record) -> Option<u32> {
         let joined = &record.joined;
         let same = self.boot == joined.boot && self.pid_namespace == joined.pid_namespace;
-        let supervisor = self.proc.stat(joined.pid).ok().filter(|stat| stat.start_ticks == joined.start_ticks);
-        supervisor.filter(|_| same).and_then(|stat| self.proc.login_uid(stat.pid))
+        joined.supervisor(&self.proc).filter(|_| same).and_then(|stat| self.proc.login_uid(stat.pid))
     }
 }
 

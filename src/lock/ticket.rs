@@ -25,6 +25,7 @@ use super::file::CAREFULLY;
 use super::ofd::whole_file;
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
+use crate::procfs::{Proc, Stat};
 
 /// The highest number a ticket may have. A file with a higher one is not a ticket.
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
@@ -90,6 +91,12 @@ pub struct Joined {
 }
 
 impl Joined {
+    /// The supervisor, if it is a process still: its number, in our pid namespace and this boot, may have come to mean
+    /// another.
+    pub fn supervisor(&self, proc: &Proc) -> Option<Stat> {
+        proc.stat(self.pid).ok().filter(|stat| stat.start_ticks == self.start_ticks)
+    }
+
     /// The command line as far as it fits into a record.
     pub fn fit_command(argv: &[String]) -> Vec<String> {
         let mut left = MAX_COMMAND;

@@ -213,8 +213,8 @@ impl View<'_> {
         if Some(record.joined.pid_namespace) != self.pid_namespace || record.joined.boot != self.boot {
             return None;
         }
-        let stat = self.proc.stat(record.joined.pid).ok()?;
-        (stat.start_ticks == record.joined.start_ticks && stat.state != 'Z').then_some(stat.state)
+        let stat = record.joined.supervisor(self.proc)?;
+        (stat.state != 'Z').then_some(stat.state)
     }
 
     fn holder(&self, seen: &Seen, record: &Record) -> Job {
