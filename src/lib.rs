@@ -36,8 +36,8 @@
 //! the guard shares keeps the lock. While a ticket is live nothing is printed that would have to wait for its reader: a
 //! slow terminal never holds the machine, nor the queue.
 //!
-//! *Crashes*: supervisor dead → the guard kills the group, waits until it is empty, removes it and the ticket, and frees
-//! the lock by exiting. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
+//! *Crashes*: supervisor dead → the guard kills the group, waits until it is empty, removes it, frees the lock, and
+//! removes the ticket. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
 //! ticket still names the group, and whoever gets the lock next deals with it before starting ([`orphan`]).
 //!
 //! # What is known not to hold
@@ -74,6 +74,7 @@ pub mod report;
 pub mod run;
 pub mod say;
 pub mod settings;
+pub mod step;
 pub mod supervisor;
 pub mod text;
 pub mod user;

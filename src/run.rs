@@ -26,6 +26,7 @@ use crate::procfs::Proc;
 use crate::report;
 use crate::say::Say;
 use crate::settings::{Environment, LOCK, Settings, Verbosity};
+use crate::step::Step;
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::Signals;
@@ -404,6 +405,7 @@ impl Run {
                 break;
             }
         }
+        Step::OrphansEnded.reached();
         let id = hold.ticket().id;
         let name = id.group_name();
         let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];

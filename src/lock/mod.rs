@@ -28,6 +28,7 @@ pub mod queue;
 pub mod setup;
 pub mod ticket;
 mod wait;
+pub mod waiting;
 
 use std::path::{Path, PathBuf};
 

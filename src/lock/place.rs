@@ -10,9 +10,11 @@ use super::ofd::whole_file;
 use super::queue::Queue;
 use super::ticket::{Change, Joined, Record, Seen, Ticket};
 use super::wait::{self, Call, Slept};
+use super::waiting::Waiting;
 use super::{LockError, queue_directory};
 use crate::job::Mode;
 use crate::poll::Limits;
+use crate::step::Step;
 
 /// How many tickets ahead are looked at to tell the user who is in the way. Beyond, they are only counted.
 const LOOKED_AT: usize = 64;
@@ -98,36 +100,33 @@ impl Place {
         mut on_wait: impl FnMut(Ahead, &Self),
     ) -> Result<Woken, LockError> {
         let mut told = None;
+        let mut queue = Vec::new();
+        let mut next = Waiting::Look;
         loop {
-            let queue = self.queue.entries()?;
-            let target = match self.decide(&queue)? {
-                // Holders ahead may be shared with us, or about to unlink their tickets: the lock file knows.
-                Decision::Start | Decision::Wait(Target::LockFile) if self.file.try_lock(self.mode)? => {
-                    return self.granted();
+            next = match next {
+                Waiting::Look | Waiting::LookAgain => {
+                    queue = self.queue.entries()?;
+                    next.looked(self.decide(&queue)?)
                 }
-                Decision::Start => Target::LockFile,
-                Decision::Wait(target) => target,
-            };
-            if nonblock {
-                return Ok(Woken::Busy);
-            }
-            if told != Some(target) {
-                told = Some(target);
-                on_wait(self.ahead(&queue), self);
-            }
-            match self.sleep_on(target, limits)? {
-                Slept::Done if target == Target::LockFile => {
-                    // The second look: a waiter that was stopped may have come back before us meanwhile. Holders
-                    // do not matter now; we have what they would have had to have.
-                    match self.decide(&self.queue.entries()?)? {
-                        Decision::Wait(Target::Ticket(_)) => self.file.unlock(),
-                        Decision::Start | Decision::Wait(Target::LockFile) => return self.granted(),
+                Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
+                Waiting::Sleep(_) if nonblock => return Ok(Woken::Busy),
+                Waiting::Sleep(target) => {
+                    if told != Some(target) {
+                        told = Some(target);
+                        on_wait(self.ahead(&queue), self);
+                    }
+                    match self.sleep_on(target, limits)? {
+                        Slept::Done => Waiting::woke(target),
+                        Slept::Interrupted => return Ok(Woken::Interrupted),
+                        Slept::TimedOut => return Ok(Woken::TimedOut),
                     }
                 }
-                Slept::Done => {}
-                Slept::Interrupted => return Ok(Woken::Interrupted),
-                Slept::TimedOut => return Ok(Woken::TimedOut),
-            }
+                Waiting::LetGo => {
+                    self.file.unlock();
+                    Waiting::Look
+                }
+                Waiting::Granted => return self.granted(),
+            };
         }
     }
 
@@ -165,11 +164,13 @@ impl Place {
             self.file.unlock();
             return Err(LockError::Replaced(self.file.path().to_owned()));
         }
+        Step::LockTaken.reached();
         let at_usec = crate::clock::boottime_usec();
         if let Err(error) = self.ticket.record(&Change::Granted { at_usec }) {
             self.file.unlock();
             return Err(error);
         }
+        Step::Granted.reached();
         Ok(Woken::Held)
     }
 
@@ -319,7 +320,18 @@ impl Hold {
     /// Gives the machine back. The lock file first: the ticket keeps our place until the machine is free, and is
     /// unlinked while it is still locked, so that nobody can meanwhile take it for a dead one and its number for free.
     pub fn release(self) {
+        self.give_back(Step::LockReleased);
+        Step::TicketRemoved.reached();
+    }
+
+    /// The same, by the guard of a supervisor that is dead.
+    pub fn release_by_guard(&self) {
+        self.give_back(Step::GuardReleased);
+    }
+
+    fn give_back(&self, released: Step) {
         self.file.unlock();
+        released.reached();
         self.ticket.unlink();
     }
 }

@@ -19,6 +19,7 @@ use super::ticket::{Joined, MAX_NUMBER, Record, Seen, Ticket, append, file_name,
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
+use crate::step::Step;
 
 /// How many tickets a newcomer looks at to clean up. Looking at all would make joining a long queue slow.
 const CLEANED_BY_A_NEWCOMER: usize = 8;
@@ -172,6 +173,7 @@ impl Queue {
                 Err(errno) => return Err(FileError::on("put a ticket into", &self.path)(errno).into()),
             }
         }
+        Step::TicketPublished.reached();
         let boot = super::short_boot(&joined.boot);
         let id = JobId { number: entry.number, inode, boot, joined_usec: joined.joined_usec };
         Ok(Ticket::new(draft.file, entry, id, path_of(&self.path, entry)))

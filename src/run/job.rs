@@ -10,6 +10,7 @@ use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, sub
 use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
 use crate::report;
+use crate::step::Step;
 use crate::supervisor::command::Command;
 use crate::supervisor::guard::{Charge, Guard, until_empty};
 use crate::supervisor::launcher::{Launched, Launcher, NotLaunched, Work};
@@ -47,7 +48,7 @@ impl Job<'_> {
         let shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
         let after = || {
             if let Some(hold) = self.hold {
-                hold.ticket().unlink();
+                hold.release_by_guard();
             }
         };
         let charge = Charge { keep: &shared, after: &after };
@@ -66,10 +67,12 @@ impl Job<'_> {
                 Place::V2(parent) => {
                     // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
                     self.record_group(Backend::V2, Some(parent.child(self.name).path))?;
+                    Step::GroupNamed.reached();
                     return self.in_group(&mut v2::Group::create(&parent, self.name)?, charge);
                 }
                 Place::Subreaper => {
                     self.record_group(Backend::Subreaper, None)?;
+                    Step::GroupNamed.reached();
                     let mut group = subreaper::Group::create(self.name)?;
                     // A launcher that leaves is a child of ours, but none of the job's.
                     leaving.into_iter().for_each(|pid| group.exclude(pid));
@@ -82,6 +85,7 @@ impl Job<'_> {
 
     /// In a group into which we make guard and command ourselves.
     fn in_group(&self, group: &mut dyn JobGroup, charge: Charge<'_>) -> Result<Finished, Error> {
+        Step::GroupMade.reached();
         let start_guard = |group: &dyn JobGroup| Guard::start(group, charge);
         match self.start(group, &start_guard) {
             Ok((guard, main)) => self.watch(group, guard, &main, &start_guard),
@@ -122,11 +126,13 @@ impl Job<'_> {
                 return missing.map(Err).ok_or(Error::Signalled(signalled.get().unwrap_or(libc::SIGTERM)));
             }
         };
+        Step::GroupMade.reached();
         if let Err(error) = self.record_group(Backend::Scope, Some(group.path().to_owned())) {
             launcher.dismiss();
             abandon(&group);
             return Err(error);
         }
+        Step::GroupNamed.reached();
         let Launched { guard, command: gate, stopped } = match launcher.go(&interrupt) {
             Ok(launched) => launched,
             Err(NotLaunched::Failed(error)) => {
@@ -195,6 +201,7 @@ impl Job<'_> {
             guard.iter().for_each(Guard::end);
         }
         let removed = group.remove();
+        Step::GroupRemoved.reached();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
         let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");
         Ok(Finished { outcome, guard, warnings: removed.map_err(warning).err().into_iter().collect() })
@@ -202,6 +209,7 @@ impl Job<'_> {
 
     fn start(&self, group: &mut dyn JobGroup, start_guard: &StartGuard<'_>) -> Result<(Guard, Main), Error> {
         let guard = start_guard(group).map_err(Error::system("start the guard"))?;
+        Step::GuardForked.reached();
         group.exclude(guard.pid);
         self.record(&Change::Guard { pid: guard.pid });
         let main = loop {

@@ -3,7 +3,7 @@
 //! It is forked before the command exists and before any thread does. It shares the open file descriptions of the
 //! lock and the ticket, so both stay locked while it lives, and it sleeps on the supervisor's pidfd, which the
 //! supervisor opened itself: `getppid()` would race with its death. When the supervisor is dead, the guard kills the
-//! group, waits until it is empty, removes it and the ticket, and lets the lock go by exiting: never before.
+//! group, waits until it is empty, removes it, lets the lock go, and removes the ticket: in this order.
 //!
 //! In a systemd scope it lives beside the job group, since the session that the supervisor lives in may end first.
 //! systemd stops a scope by TERM to every process in it, and KILL 90 s later. The guard answers TERM by killing the job
@@ -26,6 +26,7 @@ use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
 use crate::poll::Limits;
+use crate::step::Step;
 
 /// The process's name, as ps(1) and top(1) show it.
 const NAME: &CStr = c"perflock-guard";
@@ -61,7 +62,7 @@ impl Told {
 pub struct Charge<'a> {
     /// Kept open: the lock's and the ticket's descriptors.
     pub keep: &'a [BorrowedFd<'a>],
-    /// Called when the supervisor is dead and the group is empty and removed.
+    /// Called when the supervisor is dead and the group is empty and removed: lets the lock go, and the ticket.
     pub after: &'a dyn Fn(),
 }
 
@@ -135,11 +136,14 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
             fork::end(0);
         }
     }
+    Step::GuardAlone.reached();
     until_empty(group, true, None);
+    Step::GuardEmptied.reached();
     // A group that cannot be removed is empty all the same, and must not hold the machine.
     let _ = group.remove();
+    Step::GuardRemoved.reached();
     (charge.after)();
-    // The kernel lets the locks go with the descriptors.
+    // The kernel lets go what is left with the descriptors.
     fork::end(0)
 }
 

@@ -45,6 +45,7 @@ use crate::child;
 use crate::fork::{self, Kin};
 use crate::helper::Interrupt;
 use crate::mask::BlockedSignals;
+use crate::step::Step;
 
 /// What a launcher makes.
 #[derive(Clone, Copy)]
@@ -283,6 +284,7 @@ fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told
     }
     drop(tell);
     File::from(ready).read_exact(&mut [0])?;
+    Step::GuardForked.reached();
     // SAFETY: as above.
     match unsafe { fork::fork(Kin::Sibling, Some(group.job_directory())) }? {
         Some((pid, _)) => made[1] = pid,
@@ -295,6 +297,7 @@ fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told
 fn wait_at_the_gate(work: Work<'_>, mut gate: &UnixStream) -> ! {
     let mut word = [0];
     if gate.read_exact(&mut word).is_ok() {
+        Step::CommandBorn.reached();
         let errno = spawn::execute(work.command, work.inherited, work.variables);
         let _ = gate.write_all(&errno.to_ne_bytes());
     }

@@ -38,6 +38,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members};
 use crate::child::{self, Exit};
 use crate::procfs::Proc;
+use crate::step::Step;
 use guard::Guard;
 use signals::Signals;
 use spawn::Main;
@@ -141,6 +142,7 @@ impl Supervisor<'_> {
         let mut guards = 1;
         let mut stopped = None;
         let mut looks = Looks::default();
+        Step::Running.reached();
         loop {
             let main_pidfd = exit.is_none().then_some(main);
             let ready = self.sleep(main_pidfd, &machine, &looks, main.started)?;
@@ -154,6 +156,7 @@ impl Supervisor<'_> {
             if ready.main && exit.is_none() {
                 exit = Some(child::wait_for(main.pid)?);
                 wall = main.started.elapsed();
+                Step::MainEnded.reached();
                 self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
             }
             if ready.guard && self.guard.as_ref().is_some_and(Guard::was_stopped) {
@@ -193,6 +196,7 @@ impl Supervisor<'_> {
                     end_guard();
                     self.group.usage()
                 };
+                Step::UsageRead.reached();
                 return Ok(Outcome {
                     exit,
                     wall,
@@ -252,6 +256,7 @@ impl Supervisor<'_> {
                     // A process whose pidfd is open takes longer to die.
                     drop(opened);
                     leftovers.signalled(main);
+                    Step::LeftoversSignalled.reached();
                 }
                 Act::Continue => {
                     let members = self.group.members();
@@ -272,6 +277,7 @@ impl Supervisor<'_> {
                     if let Err(error) = self.group.kill() {
                         (self.notice)(Notice::CannotKill(error.to_string()));
                     }
+                    Step::GroupKilled.reached();
                 }
                 Act::Tell(news) => {
                     let living = match news {

@@ -15,6 +15,7 @@ use crate::cgroup::Maker;
 use crate::child;
 use crate::fork::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP};
 use crate::mask::BlockedSignals;
+use crate::step::Step;
 
 /// The command's first process.
 #[derive(Debug)]
@@ -156,6 +157,7 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     let failure = if child.signals.pending() || stop_is_pending() {
         SIGNALLED
     } else {
+        Step::CommandBorn.reached();
         child.inherited.restore();
         exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
     };

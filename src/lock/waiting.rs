@@ -1,0 +1,49 @@
+//! The wait for the machine, from the ticket to the lock file, as a pure machine around [`decide`](super::decide): the
+//! program and the model of the queue do what it says, and tell it what came of it.
+
+use super::decide::{Decision, Target};
+
+/// What a waiter has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Waiting {
+    /// Look at the queue and decide.
+    Look,
+    /// Take the lock file if that needs no waiting.
+    TryLock,
+    /// Sleep until this is free. The lock file is then ours; of a ticket nothing is kept.
+    Sleep(Target),
+    /// With the lock file ours, look and decide once more.
+    LookAgain,
+    /// Somebody came before us: let the lock file go, and [`Waiting::Look`].
+    LetGo,
+    /// The machine is ours.
+    Granted,
+}
+
+impl Waiting {
+    /// After [`Waiting::Look`] or [`Waiting::LookAgain`].
+    pub fn looked(self, decision: Decision) -> Self {
+        match (self, decision) {
+            // The second look: a waiter that was stopped may have come back before us while we slept. Holders do not
+            // matter now; we have what they would have had to have.
+            (Self::LookAgain, Decision::Wait(Target::Ticket(_))) => Self::LetGo,
+            (Self::LookAgain, Decision::Start | Decision::Wait(Target::LockFile)) => Self::Granted,
+            // Holders ahead may be shared with us, or about to unlink their tickets: the lock file knows.
+            (_, Decision::Start | Decision::Wait(Target::LockFile)) => Self::TryLock,
+            (_, Decision::Wait(target @ Target::Ticket(_))) => Self::Sleep(target),
+        }
+    }
+
+    /// After [`Waiting::TryLock`].
+    pub fn tried(got: bool) -> Self {
+        if got { Self::Granted } else { Self::Sleep(Target::LockFile) }
+    }
+
+    /// After [`Waiting::Sleep`] ended because the target was free. Whatever was decided before is old by now.
+    pub fn woke(target: Target) -> Self {
+        match target {
+            Target::LockFile => Self::LookAgain,
+            Target::Ticket(_) => Self::Look,
+        }
+    }
+}
