@@ -1,0 +1,111 @@
+//! What has to hold in every state, and what has to be seen in some, so that it is known to have been tried.
+
+use perflock::job::Mode;
+use perflock::lock::waiting::Waiting;
+use perflock::step::Step;
+use stateright::Property;
+
+use crate::machine::Machine;
+use crate::state::{Guard, Job, Outsider, Phase, State};
+
+pub(crate) const ALONE: &str = "alone means alone";
+pub(crate) const OUTSIDERS: &str = "flock(1) is kept out too, unless supervisor and guard were both killed";
+pub(crate) const ORDER: &str = "first come, first served";
+pub(crate) const VISIBLE: &str = "who has the lock file is in the queue";
+
+pub(crate) fn all(machine: &Machine) -> Vec<Property<Machine>> {
+    let mut all = vec![
+        Property::always(ALONE, |_: &Machine, state: &State| alone(state)),
+        Property::always(OUTSIDERS, |_: &Machine, state: &State| outsiders(state)),
+        Property::always(ORDER, |_: &Machine, state: &State| in_order(state)),
+        Property::always(VISIBLE, |_: &Machine, state: &State| visible(state)),
+        Property::always("a group is named by a ticket", |_: &Machine, state: &State| named(state)),
+        Property::always("nobody waits for ever", |machine: &Machine, state: &State| {
+            nobody_waits_for_ever(machine, state)
+        }),
+    ];
+    if let Some(bug) = machine.bug {
+        all.retain(|property| property.name == bug.breaks());
+    } else {
+        all.push(Property::sometimes("jobs run", |_: &Machine, state: &State| {
+            state.jobs.iter().any(|job| job.members)
+        }));
+        if machine.jobs > 1 {
+            all.push(Property::sometimes("shared jobs run together", |_: &Machine, state: &State| {
+                state.jobs.iter().filter(|job| job.members).count() > 1
+            }));
+        }
+        if machine.kills > 0 {
+            all.push(Property::sometimes("a guard ends a job", |_: &Machine, state: &State| {
+                state.jobs.iter().any(|job| job.guard == Guard::Alone(Step::GuardEmptied))
+            }));
+        }
+        if machine.kills > 1 {
+            all.push(Property::sometimes("an orphan lives", |_: &Machine, state: &State| {
+                state.jobs.iter().any(|job| job.members && job.orphaned)
+            }));
+            all.push(Property::sometimes("an orphan was ended", |_: &Machine, state: &State| {
+                state.jobs.iter().any(|job| job.orphaned && job.guard == Guard::Killed && !job.group)
+            }));
+        }
+        if machine.stops > 0 && machine.jobs > 1 {
+            all.push(Property::sometimes(
+                "a waiter comes back before one that has the lock already",
+                |_: &Machine, state: &State| {
+                    state.jobs.iter().any(|job| matches!(job.phase, Phase::Waiting(Waiting::LetGo, _)))
+                },
+            ));
+            all.push(Property::sometimes(
+                "a waiter that was overtaken goes to the end",
+                |_: &Machine, state: &State| {
+                    state.jobs.iter().any(|job| job.ticket.as_ref().is_some_and(|ticket| ticket.inode > 0))
+                },
+            ));
+        }
+        if machine.outsider {
+            all.push(Property::sometimes("an outsider has the lock", |_: &Machine, state: &State| {
+                matches!(state.outsider, Outsider::Holding(_)) && state.jobs.iter().any(Job::waits)
+            }));
+        }
+    }
+    all
+}
+
+fn alone(state: &State) -> bool {
+    let running = |job: &&Job| job.members;
+    let exclusive = state.jobs.iter().filter(running).any(|job| job.mode == Mode::Exclusive);
+    !exclusive || state.jobs.iter().filter(running).count() == 1
+}
+
+fn outsiders(state: &State) -> bool {
+    let Outsider::Holding(mode) = state.outsider else { return true };
+    !state.jobs.iter().any(|job| job.members && !job.orphaned && job.mode.conflicts_with(mode))
+}
+
+/// A waiter that was stopped may have been overtaken; nobody else.
+fn in_order(state: &State) -> bool {
+    let overtakes = |later: &Job, earlier: &Job| {
+        later.came > earlier.came && later.mode.conflicts_with(earlier.mode) && !earlier.was_stopped
+    };
+    let started = || state.jobs.iter().filter(|job| job.started());
+    let waiting = || state.jobs.iter().filter(|job| job.waits());
+    !started().any(|later| waiting().any(|earlier| overtakes(later, earlier)))
+}
+
+fn visible(state: &State) -> bool {
+    let in_queue = |job: &Job| job.ticket.as_ref().is_some_and(|ticket| ticket.named && ticket.locked);
+    state.jobs.iter().filter(|job| job.has_lock).all(in_queue)
+}
+
+fn named(state: &State) -> bool {
+    let is_named = |job: &Job| job.ticket.as_ref().is_some_and(|ticket| ticket.named && ticket.names_group);
+    state.jobs.iter().filter(|job| job.group || job.members).all(is_named)
+}
+
+/// Where nothing is due any more, every job that was not stopped had its turn. With nobody killed, cancelled or stopped
+/// any more, every path ends in such a state: only a waiter that came back makes one look twice.
+fn nobody_waits_for_ever(machine: &Machine, state: &State) -> bool {
+    let mut due = Vec::new();
+    machine.due(state, &mut due);
+    !due.is_empty() || state.jobs.iter().all(|job| matches!(job.phase, Phase::Stopped | Phase::Done | Phase::Dead))
+}
