@@ -54,6 +54,9 @@ pub struct RunArgs {
     /// Set this machine up: create the lock file and the queue directory
     #[arg(long, conflicts_with_all = ["private", "command"])]
     pub setup: bool,
+    /// End a job: it leaves the queue, or is sent TERM and after --grace KILL
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["setup", "command"])]
+    pub cancel: Option<String>,
     /// With --setup: only this group may use the lock
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
@@ -137,7 +140,7 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.group.is_some() && !args.setup {
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
     }
-    if args.command.is_empty() && !args.setup {
+    if args.command.is_empty() && !args.setup && args.cancel.is_none() {
         return Err(Aside::Usage(format!(
             "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
         )));
@@ -213,6 +216,8 @@ mod tests {
             "--leftovers keep true",
             "--nonsense true",
             "--setup true",
+            "--cancel 3 true",
+            "--cancel",
             "--group g true",
         ] {
             assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");

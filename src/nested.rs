@@ -39,11 +39,15 @@ pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Resul
         return Ok(None);
     }
     let ancestors = ancestors(proc);
+    let is_ancestor = |stat: Stat| ancestors.iter().any(|ancestor| ancestor.pid == stat.pid);
     for seen in entries.into_iter().take(LOOKED_AT).filter_map(|entry| queue.see(entry)).filter(Seen::is_live) {
         let Some(record) = seen.record() else { continue };
         let ours = record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
         let granted = record.granted_usec.is_some();
-        if ours && granted && ancestors.iter().any(|stat| is_supervisor(proc, stat, &seen, &record)) {
+        // A neighbour can write any number into a ticket of theirs, init's or our login shell's, but not make that process
+        // one of theirs and a perflock.
+        let supervisor = seen.supervisor(&record, proc).filter(|stat| matches!(&*stat.comm, "perflock" | "pls"));
+        if ours && granted && supervisor.is_some_and(is_ancestor) {
             let command = crate::text::command_line(&record.joined.command);
             return Err(format!(
                 "this runs below job {} ({command}), but its environment's {VARIABLE} does not say so: waiting would wait for itself; keep \
@@ -63,14 +67,6 @@ fn running(queue: &Queue, id: JobId) -> Option<Outer> {
         let same = seen.id(&record) == id && seen.is_live() && record.granted_usec.is_some();
         same.then_some(Outer { id, mode, command: record.joined.command })
     })
-}
-
-/// Whether this process is the supervisor of that ticket. A neighbour can write any number into a ticket of theirs,
-/// init's or our login shell's, but not make that process one of theirs and a perflock.
-fn is_supervisor(proc: &Proc, stat: &Stat, seen: &Seen, record: &Record) -> bool {
-    (stat.pid, stat.start_ticks) == (record.joined.pid, record.joined.start_ticks)
-        && matches!(&*stat.comm, "perflock" | "pls")
-        && proc.uid(stat.pid).is_ok_and(|uid| uid == seen.uid)
 }
 
 fn ancestors(proc: &Proc) -> Vec<Stat> {

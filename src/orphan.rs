@@ -143,15 +143,16 @@ pub fn end(
 /// Lets those of the holders ahead go on, if they are ours to.
 pub fn wake_guards(ahead: &Ahead, proc: &Proc, boot: &str, pid_namespace: u64) {
     let here = |record: &&Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
-    for record in ahead.holders.iter().map(|(_, record)| record).filter(here) {
-        let (None, Some(pid)) = (record.joined.supervisor(proc), record.guard_pid.and_then(Pid::from_raw)) else {
-            continue;
-        };
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-        // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
-        let stat = proc.stat(pid.as_raw_pid());
-        if stat.is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T') {
-            let _ = pidfd_send_signal(pidfd, Signal::CONT);
-        }
+    ahead.holders.iter().map(|(_, record)| record).filter(here).for_each(|record| wake_guard(record, proc));
+}
+
+/// The same for one job of this boot and pid namespace.
+pub fn wake_guard(record: &Record, proc: &Proc) {
+    let (None, Some(pid)) = (record.joined.supervisor(proc), record.guard_pid.and_then(Pid::from_raw)) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
+    let stat = proc.stat(pid.as_raw_pid());
+    if stat.is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T') {
+        let _ = pidfd_send_signal(pidfd, Signal::CONT);
     }
 }

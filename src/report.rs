@@ -74,6 +74,19 @@ pub fn stopped(outcome: &Outcome) -> Option<String> {
     Some(format!("systemd stopped the job's scope ({unit}): every process of the job was ended"))
 }
 
+/// Who cancelled a job or a waiter.
+pub fn cancelled(by_uid: u32) -> String {
+    format!("cancelled by {}", text::escape(&crate::user::name(by_uid)))
+}
+
+/// Why members that were killed may still be there.
+pub fn stuck(members: usize) -> String {
+    format!(
+        "{} still there (stuck in the kernel, or not yours to kill, as after sudo?); the machine is held until they end",
+        text::count(members, "process")
+    )
+}
+
 /// Who was ended when the machine was given back. `name` is what was typed.
 pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
     let count = outcome.leftover_count;

@@ -5,6 +5,7 @@
 //!
 //! Everything that can fail without the machine is tried before the queue is joined.
 
+mod cancel;
 mod job;
 mod wait;
 
@@ -27,6 +28,7 @@ use crate::report;
 use crate::say::Say;
 use crate::settings::{Environment, LOCK, Settings, Verbosity};
 use crate::step::Step;
+use crate::supervisor::Outcome;
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::Signals;
@@ -124,7 +126,11 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         }
         let settings = Settings::new(args, &environment, config, mode);
         let say = Say::new(name, settings.verbosity);
-        if args.setup { set_up(&settings, args, &say) } else { Run { settings, say, inherited }.run(args) }
+        match &args.cancel {
+            _ if args.setup => set_up(&settings, args, &say),
+            Some(job) => cancel(settings, job, &say),
+            None => Run { settings, say, inherited }.run(args),
+        }
     });
     result.unwrap_or_else(|error| match error {
         Error::Signalled(signal) => Ending::Signal(signal),
@@ -153,6 +159,12 @@ fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<Ending, Erro
         say.note(&format!("{} is already set up; nothing was changed", settings.lock.display()));
     }
     Ok(Ending::Code(0))
+}
+
+/// `--cancel`.
+fn cancel(settings: Settings, job: &str, say: &Say) -> Result<Ending, Error> {
+    let path = if settings.private { setup::private_lock()? } else { settings.lock };
+    cancel::cancel(&Lock::open(&path)?, &Here::look()?, job, settings.policy.grace, say)
 }
 
 /// One run of a command.
@@ -343,7 +355,7 @@ impl Run {
         let argv: Vec<String> = args.command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let own = here.proc.stat(std::process::id().cast_signed()).map_err(Error::system("read /proc/self/stat"))?;
         let joined = Joined {
-            format: lock::ticket::FORMAT,
+            format: lock::record::FORMAT,
             boot: here.boot.clone(),
             joined_usec: crate::clock::boottime_usec(),
             pid: own.pid,
@@ -416,8 +428,13 @@ impl Run {
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
         let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
+        let failed = !matches!(&result, Ok(Finished { outcome: Outcome { exit: Exit::Code(0), .. }, .. }));
+        let cancelled = hold.as_ref().filter(|_| failed).and_then(|hold| hold.ticket().cancelled_by());
         if let Some(hold) = hold {
             hold.release();
+        }
+        if let Some(by_uid) = cancelled {
+            self.say.wrong(&report::cancelled(by_uid));
         }
         let Finished { outcome, guard, warnings } = result?;
         if let Some(guard) = guard {

@@ -25,6 +25,7 @@ mod ofd;
 pub mod outsiders;
 pub mod place;
 pub mod queue;
+pub mod record;
 pub mod setup;
 pub mod ticket;
 mod wait;
@@ -36,7 +37,8 @@ pub use decide::{Decision, Entry, Life, Target};
 pub use file::LockFile;
 pub use place::{Ahead, Hold, Lock, Place, Woken};
 pub use queue::Queue;
-pub use ticket::{Change, Joined, Record, Seen, Ticket};
+pub use record::{Change, Joined, Record};
+pub use ticket::{Seen, Ticket};
 
 use crate::error::FileError;
 

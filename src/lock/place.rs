@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::decide::{Decision, Entry, Life, Target, decide};
+use super::decide::{Decision, Entry, Life, Target, decide, is_next_after};
 use super::file::LockFile;
 use super::ofd::whole_file;
 use super::queue::Queue;
-use super::ticket::{Change, Joined, Record, Seen, Ticket};
+use super::record::{Change, Joined, Record};
+use super::ticket::{Seen, Ticket};
 use super::wait::{self, Call, Slept};
 use super::waiting::Waiting;
 use super::{LockError, queue_directory};
@@ -56,6 +57,10 @@ pub struct Place {
     ticket: Ticket,
     joined: Joined,
     mode: Mode,
+    /// What is before us in the queue, as it was last read. Since then names may have gone, but none has come.
+    before: Vec<Entry>,
+    /// To be read again before the next look.
+    stale: bool,
     /// It was stopped meanwhile, so that later jobs may have started before it.
     was_stopped: bool,
 }
@@ -71,11 +76,12 @@ impl Place {
         limits: Limits<'_>,
         spent: Spent<'_>,
     ) -> Result<Result<Self, Lock>, LockError> {
-        let Some(ticket) = enter(&lock.queue, &joined, limits, spent)? else {
+        let Some((ticket, before)) = enter(&lock.queue, &joined, limits, spent)? else {
             return Ok(Err(lock));
         };
         let mode = joined.mode;
-        Ok(Ok(Self { file: lock.file, queue: lock.queue, ticket, joined, mode, was_stopped: false }))
+        let Lock { file, queue } = lock;
+        Ok(Ok(Self { file, queue, ticket, joined, mode, before, stale: false, was_stopped: false }))
     }
 
     /// Our ticket.
@@ -100,23 +106,20 @@ impl Place {
         mut on_wait: impl FnMut(Ahead, &Self),
     ) -> Result<Woken, LockError> {
         let mut told = None;
-        let mut queue = Vec::new();
         let mut next = Waiting::Look;
         loop {
             next = match next {
-                Waiting::Look | Waiting::LookAgain => {
-                    queue = self.queue.entries()?;
-                    next.looked(self.decide(&queue)?)
-                }
+                Waiting::Look | Waiting::LookAgain => next.looked(self.decide()?),
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
                 Waiting::Sleep(_) if nonblock => return Ok(Woken::Busy),
                 Waiting::Sleep(target) => {
                     if told != Some(target) {
                         told = Some(target);
-                        on_wait(self.ahead(&queue), self);
+                        on_wait(self.ahead()?, self);
                     }
-                    match self.sleep_on(target, limits)? {
-                        Slept::Done => Waiting::woke(target),
+                    let (slept, had_its_turn) = self.sleep_on(target, limits)?;
+                    match slept {
+                        Slept::Done => self.woke(target, had_its_turn),
                         Slept::Interrupted => return Ok(Woken::Interrupted),
                         Slept::TimedOut => return Ok(Woken::TimedOut),
                     }
@@ -130,10 +133,25 @@ impl Place {
         }
     }
 
-    fn decide(&self, queue: &[Entry]) -> Result<Decision, LockError> {
+    fn woke(&mut self, target: Target, had_its_turn: bool) -> Waiting {
+        let next = Waiting::woke(target, had_its_turn);
+        if next == Waiting::TryLock {
+            // Of those nobody is left.
+            self.before.clear();
+        }
+        next
+    }
+
+    fn decide(&mut self) -> Result<Decision, LockError> {
+        let me = self.ticket.entry;
+        if self.stale {
+            self.before = self.queue.entries()?;
+            self.before.retain(|entry| entry.number < me.number);
+        }
+        self.stale = true;
         // A ticket that cannot be opened for want of descriptors is not a dead one.
         let mut failure = None;
-        let decision = decide(self.ticket.entry, queue, |entry| match self.queue.try_see(entry) {
+        let decision = decide(me, &self.before, |entry| match self.queue.try_see(entry) {
             Ok(seen) => seen.map_or(Life::Dead, |seen| seen.life()),
             Err(error) => {
                 failure = Some(error);
@@ -143,19 +161,21 @@ impl Place {
         failure.map_or(Ok(decision), Err)
     }
 
-    fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<Slept, LockError> {
+    /// How the sleep ended, and whether it was for the job right before us, which had its turn.
+    fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<(Slept, bool), LockError> {
         let Limits { interrupt, deadline } = limits;
-        let slept = match target {
-            Target::LockFile => wait::sleep_on(Call::Flock(self.file.as_fd(), self.mode), interrupt, deadline),
+        let sleep = |call| wait::sleep_on(call, interrupt, deadline).map_err(LockError::Wait);
+        match target {
+            Target::LockFile => Ok((sleep(Call::Flock(self.file.as_fd(), self.mode))?, false)),
             Target::Ticket(entry) => match self.queue.try_see(entry)? {
                 Some(seen) => {
-                    let fd = seen.into_fd();
-                    wait::sleep_on(Call::WriterGone(fd.as_fd()), interrupt, deadline)
+                    let slept = sleep(Call::WriterGone(seen.as_fd()))?;
+                    let next = is_next_after(self.ticket.entry, entry, &self.before);
+                    Ok((slept, next && slept == Slept::Done && seen.had_its_turn()))
                 }
-                None => Ok(Slept::Done),
+                None => Ok((Slept::Done, false)),
             },
-        };
-        slept.map_err(LockError::Wait)
+        }
     }
 
     /// We have the lock file: check that it still excludes others, and say so in the ticket.
@@ -178,12 +198,12 @@ impl Place {
     ///
     /// # Errors
     /// The queue directory could not be read.
-    pub fn ahead_now(&self) -> Result<Ahead, LockError> {
-        Ok(self.ahead(&self.queue.entries()?))
-    }
-
-    fn ahead(&self, queue: &[Entry]) -> Ahead {
+    pub fn ahead(&self) -> Result<Ahead, LockError> {
         let me = self.ticket.entry;
+        // Where we were stopped, those that have the machine may have come later.
+        let anywhere = self.was_stopped || self.before.is_empty();
+        let whole = if anywhere { self.queue.entries()? } else { Vec::new() };
+        let queue = if anywhere { &whole } else { &self.before };
         let conflicting = |e: Entry| e.number < me.number && e.mode.conflicts_with(me.mode);
         let looked_at = queue.iter().copied().take(LOOKED_AT);
         // Those too many to look at are counted as if they lived.
@@ -199,7 +219,7 @@ impl Place {
                 holders.push((seen.uid, record));
             }
         }
-        Ahead { jobs, exact, holders, supervisors }
+        Ok(Ahead { jobs, exact, holders, supervisors })
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
@@ -231,12 +251,13 @@ impl Place {
         }
         let joined_usec = crate::clock::boottime_usec();
         let joined = Joined { joined_usec, ..self.joined.clone() };
-        let Some(ticket) = enter(&self.queue, &joined, limits, spent)? else {
+        let Some((ticket, before)) = enter(&self.queue, &joined, limits, spent)? else {
             return Ok(false);
         };
+        (self.before, self.stale) = (before, false);
         let left = std::mem::replace(&mut self.ticket, ticket);
         self.joined = joined;
-        left.unlink();
+        left.retire();
         Ok(true)
     }
 
@@ -252,16 +273,23 @@ impl Place {
 
     /// Leaves the queue.
     pub fn leave(self) {
-        self.ticket.unlink();
+        self.ticket.retire();
     }
 
     /// After [`Woken::Held`].
     pub fn hold(self) -> Hold {
-        Hold { file: self.file, queue: self.queue, ticket: self.ticket, was_stopped: self.was_stopped }
+        let Self { file, queue, ticket, before, was_stopped, .. } = self;
+        Hold { file, queue, ticket, before, was_stopped }
     }
 }
 
-fn enter(queue: &Queue, joined: &Joined, limits: Limits<'_>, spent: Spent<'_>) -> Result<Option<Ticket>, LockError> {
+/// A ticket at the end of the queue, and what is before it.
+fn enter(
+    queue: &Queue,
+    joined: &Joined,
+    limits: Limits<'_>,
+    spent: Spent<'_>,
+) -> Result<Option<(Ticket, Vec<Entry>)>, LockError> {
     let draft = queue.draft(joined)?;
     let Some(lock) = queue.lock_directory(limits.interrupt, limits.deadline)? else {
         return Ok(None);
@@ -275,6 +303,8 @@ pub struct Hold {
     file: LockFile,
     queue: Queue,
     ticket: Ticket,
+    /// What was before us when we last looked.
+    before: Vec<Entry>,
     was_stopped: bool,
 }
 
@@ -297,11 +327,11 @@ impl Hold {
     /// The queue directory could not be read.
     pub fn dead(&self) -> Result<Vec<(Seen, Record)>, LockError> {
         let me = self.ticket.entry;
-        let others = self.queue.entries()?.into_iter();
-        let conflicting = others.filter(|e| {
-            e.number != me.number && (self.was_stopped || e.number < me.number) && e.mode.conflicts_with(me.mode)
-        });
+        let whole = if self.was_stopped { self.queue.entries()? } else { Vec::new() };
+        let others = if self.was_stopped { &whole } else { &self.before };
+        let conflicting = others.iter().filter(|e| e.number != me.number && e.mode.conflicts_with(me.mode));
         Ok(conflicting
+            .copied()
             .filter_map(|entry| self.queue.see(entry))
             .filter(|seen| !seen.is_live())
             .filter_map(|seen| seen.record().map(|record| (seen, record)))
@@ -332,7 +362,7 @@ impl Hold {
     fn give_back(&self, released: Step) {
         self.file.unlock();
         released.reached();
-        self.ticket.unlink();
+        self.ticket.retire();
     }
 }
 

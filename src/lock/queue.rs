@@ -15,7 +15,8 @@ use super::LockError;
 use super::decide::Entry;
 use super::file::CAREFULLY;
 use super::ofd::whole_file;
-use super::ticket::{Joined, MAX_NUMBER, Record, Seen, Ticket, append, file_name, parse_file_name, path_of};
+use super::record::{Joined, Record, append};
+use super::ticket::{MAX_NUMBER, Seen, Ticket, by_descriptor, file_name, parse_file_name, path_of};
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
@@ -145,14 +146,15 @@ impl Queue {
     }
 
     /// Removes dead tickets, and gives a drafted one the next number and its name. `spent` is asked whether anything is
-    /// left of a dead job that its ticket must go on naming: a populated group, or a stopped waiter's place.
+    /// left of a dead job that its ticket must go on naming: a populated group, or a stopped waiter's place. Returns what
+    /// is before it, too.
     pub(super) fn publish(
         &self,
         draft: Draft<'_>,
         joined: &Joined,
         lock: &DirectoryLock<'_>,
         spent: &mut dyn FnMut(&Seen, &Record) -> bool,
-    ) -> Result<Ticket, LockError> {
+    ) -> Result<(Ticket, Vec<Entry>), LockError> {
         let inode = draft.file.metadata().map_err(FileError::on("look at a ticket in", &self.path))?.ino();
         let mut entries = self.entries()?;
         let oldest = to_clean(&entries, inode);
@@ -176,15 +178,12 @@ impl Queue {
         Step::TicketPublished.reached();
         let boot = super::short_boot(&joined.boot);
         let id = JobId { number: entry.number, inode, boot, joined_usec: joined.joined_usec };
-        Ok(Ticket::new(draft.file, entry, id, path_of(&self.path, entry)))
+        Ok((Ticket::new(draft.file, entry, id, path_of(&self.path, entry)), entries))
     }
 
     fn link(&self, file: &File, entry: Entry) -> rustix::io::Result<()> {
-        use std::os::fd::AsRawFd;
-        // Linking by descriptor (AT_EMPTY_PATH) needs a privilege; this is the way that open(2) documents.
-        let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
         let follow = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, by_descriptor, &self.directory, file_name(entry), follow)
+        rustix::fs::linkat(rustix::fs::CWD, by_descriptor(file), &self.directory, file_name(entry), follow)
     }
 
     fn no_number_left(&self, highest: Option<Entry>) -> LockError {

@@ -79,7 +79,7 @@ impl Run {
                     return Ok(Ok(place.hold()));
                 }
                 Ok(Woken::Busy) => {
-                    let ahead = place.ahead_now().unwrap_or_default();
+                    let ahead = place.ahead().unwrap_or_default();
                     let who = report::in_the_way(&ahead, &login_uid, &outsiders(&ahead, &place, &here.proc));
                     place.leave();
                     self.say.note(&format!("not waiting for lock{who}"));
@@ -91,7 +91,12 @@ impl Run {
                 }
                 Ok(Woken::Interrupted) => match waiter_signal(signals) {
                     None => continue,
-                    Some(WaiterSignal::Die(signal)) => Ending::Signal(signal),
+                    Some(WaiterSignal::Die(signal)) => {
+                        if let Some(by_uid) = place.ticket().cancelled_by() {
+                            self.say.note_now(&report::cancelled(by_uid));
+                        }
+                        Ending::Signal(signal)
+                    }
                     Some(WaiterSignal::Stop) => {
                         place.stop();
                         signals::stop_now();

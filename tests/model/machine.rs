@@ -1,8 +1,9 @@
 //! What can happen next, and what it does.
 
 use perflock::job::Mode;
+use perflock::lock::decide::{decide, is_next_after};
 use perflock::lock::waiting::Waiting;
-use perflock::lock::{Decision, Entry, Life, Target, decide::decide};
+use perflock::lock::{Decision, Entry, Life, Target};
 use perflock::step::Step;
 use stateright::{Model, Property};
 
@@ -137,7 +138,7 @@ impl Machine {
                 Phase::Waiting(waiting, doing) => {
                     let asleep = match (waiting, doing) {
                         (Waiting::Sleep(Target::LockFile), _) => !state.lock_is_free(job.mode, Some(i)),
-                        (Waiting::Sleep(_), Doing::Opened(file)) => state.is_locked(*file),
+                        (Waiting::Sleep(_), Doing::Opened(file, _)) => state.is_locked(*file),
                         _ => false,
                     };
                     if !asleep {
@@ -212,6 +213,7 @@ impl Machine {
         while state.find(Entry { number, mode: state.jobs[i].mode }).is_some() {
             number += 1;
         }
+        let before = state.entries();
         let came = state.joined;
         state.joined += 1;
         let job = &mut state.jobs[i];
@@ -220,7 +222,9 @@ impl Machine {
         job.ticket =
             Some(Ticket { inode, number, named: true, locked, granted: false, names_group: false, stopped: false });
         job.came = came;
-        job.phase = Phase::Waiting(Waiting::Look, Doing::Nothing);
+        // What the directory had before.
+        job.phase = Phase::Waiting(Waiting::Look, Doing::Asking(before, Vec::new()));
+        state.jobs[i].saw = state.came_back();
     }
 
     /// A part of what a waiter has to do.
@@ -249,6 +253,8 @@ impl Machine {
             }
             (Waiting::Look | Waiting::LookAgain, _) => {
                 let entries = state.entries();
+                state.jobs[i].saw = state.came_back();
+                state.jobs[i].last_left = false;
                 match answered(own_entry(state, i), &entries, &[]) {
                     Ok(decision) => waiting.looked(decision),
                     Err(_) => {
@@ -270,16 +276,26 @@ impl Machine {
             }
             (Waiting::Sleep(target @ Target::LockFile), _) => {
                 state.jobs[i].has_lock = true;
-                self.woke(target)
+                self.woke(target, false)
             }
             // Asleep until now.
-            (Waiting::Sleep(target), Doing::Opened(_)) => self.woke(target),
+            (Waiting::Sleep(target), Doing::Opened(file, is_next)) => {
+                let had_its_turn = is_next && state.ticket(file).is_some_and(|ticket| ticket.granted && !ticket.named);
+                let next = self.woke(target, had_its_turn);
+                if next == Waiting::TryLock {
+                    // What the other saw counts.
+                    state.jobs[i].saw = state.jobs[file.job].saw;
+                    state.jobs[i].last_left = true;
+                }
+                next
+            }
             (Waiting::Sleep(target @ Target::Ticket(entry)), _) => match state.find(entry) {
                 Some(file) => {
-                    state.jobs[i].phase = Phase::Waiting(waiting, Doing::Opened(file));
+                    let is_next = is_next_after(own_entry(state, i), entry, &state.entries());
+                    state.jobs[i].phase = Phase::Waiting(waiting, Doing::Opened(file, is_next));
                     return;
                 }
-                None => self.woke(target),
+                None => self.woke(target, false),
             },
             (Waiting::LetGo, _) => {
                 state.jobs[i].has_lock = false;
@@ -293,11 +309,11 @@ impl Machine {
         };
     }
 
-    fn woke(&self, target: Target) -> Waiting {
+    fn woke(&self, target: Target, had_its_turn: bool) -> Waiting {
         match target {
             Target::LockFile if self.has(Bug::NoSecondLook) => Waiting::Granted,
             Target::Ticket(_) if self.has(Bug::NoSecondLook) => Waiting::TryLock,
-            target => Waiting::woke(target),
+            target => Waiting::woke(target, had_its_turn),
         }
     }
 
@@ -306,6 +322,7 @@ impl Machine {
         let me = own_entry(state, i);
         let mut left = match doing {
             Doing::Searching(left) => left,
+            _ if state.jobs[i].last_left => return None,
             _ => {
                 let ahead = |e: &Entry| state.jobs[i].was_stopped || e.number < me.number;
                 let others = state.entries().into_iter().filter(|e| *e != me && e.mode.conflicts_with(me.mode));
@@ -517,6 +534,8 @@ impl Model for Machine {
                     ticket.stopped = true;
                     ticket.locked = false;
                 }
+                // Who saw it before may pass it now.
+                next.jobs.iter_mut().for_each(|job| job.saw &= !(1 << i));
             }
             Action::Continue(i) => self.go_on(&mut next, i),
         }

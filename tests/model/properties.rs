@@ -82,14 +82,16 @@ fn outsiders(state: &State) -> bool {
     !state.jobs.iter().any(|job| job.members && !job.orphaned && job.mode.conflicts_with(mode))
 }
 
-/// A waiter that was stopped may have been overtaken; nobody else.
+/// Nobody starts before somebody who came earlier and waits. Whoever was stopped may have been passed, but by nobody who saw
+/// that it was back.
 fn in_order(state: &State) -> bool {
-    let overtakes = |later: &Job, earlier: &Job| {
-        later.came > earlier.came && later.mode.conflicts_with(earlier.mode) && !earlier.was_stopped
+    let overtakes = |later: &Job, (i, earlier): &(usize, &Job)| {
+        let knew = !earlier.was_stopped || later.saw >> i & 1 == 1;
+        knew && later.came > earlier.came && later.mode.conflicts_with(earlier.mode)
     };
-    let started = || state.jobs.iter().filter(|job| job.started());
-    let waiting = || state.jobs.iter().filter(|job| job.waits());
-    !started().any(|later| waiting().any(|earlier| overtakes(later, earlier)))
+    let waiting: Vec<(usize, &Job)> = state.jobs.iter().enumerate().filter(|(_, job)| job.waits()).collect();
+    let mut started = state.jobs.iter().filter(|job| job.started());
+    !started.any(|later| waiting.iter().any(|earlier| overtakes(later, earlier)))
 }
 
 fn visible(state: &State) -> bool {

@@ -31,8 +31,8 @@ pub(crate) enum Doing {
     Nothing,
     /// The directory was read, and these questions about tickets were answered.
     Asking(Vec<Entry>, Vec<Life>),
-    /// The ticket to sleep on was opened.
-    Opened(File),
+    /// The ticket to sleep on was opened. Whether it is that of the job right before us.
+    Opened(File, bool),
     /// Those of the tickets that the directory had which were not yet looked at for orphans.
     Searching(Vec<Entry>),
 }
@@ -91,8 +91,12 @@ pub(crate) struct Job {
     pub(crate) members: bool,
     /// The ^Z that it got.
     pub(crate) was_stopped: bool,
-    /// It came back before the job of this number. What it may still overtake is no matter of order.
+    /// How many joined before it.
     pub(crate) came: u8,
+    /// Who was there again after a ^Z when it last looked at the queue, one bit each.
+    pub(crate) saw: u8,
+    /// Nobody of those before us is left, says the job that was right before us.
+    pub(crate) last_left: bool,
     /// It lost supervisor and guard.
     pub(crate) orphaned: bool,
     /// It searched for orphans, where it does that before it has the lock file.
@@ -111,6 +115,8 @@ impl Job {
             members: false,
             was_stopped: false,
             came: 0,
+            saw: 0,
+            last_left: false,
             orphaned: false,
             searched: false,
         }
@@ -190,6 +196,12 @@ impl State {
 
     pub(crate) fn is_locked(&self, file: File) -> bool {
         self.ticket(file).is_some_and(|ticket| ticket.locked)
+    }
+
+    /// Those who wait and were stopped once, one bit each.
+    pub(crate) fn came_back(&self) -> u8 {
+        let bits = self.jobs.iter().enumerate();
+        bits.map(|(i, job)| u8::from(job.waits() && job.was_stopped) << i).sum()
     }
 
     /// What the program would say of the life behind a name.
