@@ -1,11 +1,26 @@
 //! Nested use: perflock or pls inside a job of the same lock. It must not queue behind the job that it is a part of.
 
-use crate::job::{JobId, Mode};
+use crate::job::{GROUP_PREFIX, JobId, Mode};
 use crate::lock::{Entry, Queue, Record, Seen};
 use crate::procfs::{Proc, Stat};
 
 /// The environment variable that names the job to its processes.
 pub const VARIABLE: &str = "PERFLOCK_JOB";
+
+/// What the name of an inner job's group begins with.
+const PREFIX: &str = "nested-";
+
+/// The group of a job inside another one: by its supervisor's pid and the moment, on `CLOCK_BOOTTIME`, since it has no
+/// ticket.
+pub fn group_name(pid: u32, started_usec: u64) -> String {
+    format!("{GROUP_PREFIX}{PREFIX}{pid}-{started_usec:x}")
+}
+
+/// The supervisor's pid, in its own pid namespace, and when it started the job.
+pub fn parse_group_name(name: &str) -> Option<(i32, u64)> {
+    let (pid, started) = name.strip_prefix(GROUP_PREFIX)?.strip_prefix(PREFIX)?.split_once('-')?;
+    Some((pid.parse().ok()?, u64::from_str_radix(started, 16).ok()?))
+}
 
 /// How many tickets are looked at for an ancestor of ours.
 const LOOKED_AT: usize = 64;
@@ -80,4 +95,19 @@ fn ancestors(proc: &Proc) -> Vec<Stat> {
         ancestors.push(stat);
     }
     ancestors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_inner_job_s_group_tells_its_supervisor(pid in 1..i32::MAX, started_usec: u64, other in "\\PC{0,40}") {
+            let name = group_name(pid.cast_unsigned(), started_usec);
+            prop_assert_eq!(parse_group_name(&name), Some((pid, started_usec)));
+            let _ = parse_group_name(&format!("{GROUP_PREFIX}{PREFIX}{other}"));
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::cgroup::{self, Backend, Choice, Detected, GroupError, Place, Refusal}
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
-use crate::job::{GROUP_PREFIX, Mode};
+use crate::job::Mode;
 use crate::lock::{self, Hold, Joined, Lock, LockError, Record, setup};
 use crate::nested::{self, Outer};
 use crate::orphan;
@@ -333,9 +333,7 @@ impl Run {
             let why = "it would be outside of the job that this is a part of".to_owned();
             detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
         }
-        let own = std::process::id();
-        let stamp = crate::clock::boottime_usec();
-        let name = format!("{GROUP_PREFIX}nested-{own}-{stamp:x}");
+        let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
         let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
         let job = Job { run: self, command, signals, hold: None, name: &name, variables: &variables };
         let result = job.run(detected, &here.mountinfo);

@@ -149,13 +149,19 @@ fn check_name(path: &Path) -> Result<(), GroupError> {
 /// The processes in the group at `directory` and in every group below it. A threaded sub-group refuses; its
 /// processes are listed by the group above it.
 pub(crate) fn processes_below(directory: &Path) -> Vec<i32> {
+    processes_and_groups_below(directory).0
+}
+
+/// The same, with the groups: the one at `directory`, and every one below.
+pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<PathBuf>) {
+    let groups = tree(directory);
     let mut pids = Vec::new();
-    for group in tree(directory) {
+    for group in &groups {
         let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
         // 0 stands for a process of another pid namespace, or one in its last exit.
         pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
     }
-    pids
+    (pids, groups)
 }
 
 /// The group and every group below, each before its own sub-groups.

@@ -1,6 +1,7 @@
 //! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
 //! ticket. All the reading is here; showing it is in [`super::view`].
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,25 @@ pub struct Job {
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
     pub group: Option<PathBuf>,
+    /// Jobs inside it.
+    pub inner: Vec<Inner>,
+}
+
+/// A job inside another one, which holds the machine for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inner {
+    /// Its supervisor.
+    pub pid: i32,
+    /// Whose.
+    pub uid: Option<u32>,
+    /// Since it started, where that is known.
+    pub age: Option<Duration>,
+    /// What its group has used.
+    pub usage: Usage,
+    /// Living processes, where it has a group.
+    pub processes: Option<usize>,
+    /// How it was started; empty if its supervisor is gone, or in another pid namespace.
+    pub command: Vec<String>,
 }
 
 impl Job {
@@ -86,8 +106,8 @@ pub struct Snapshot {
     pub holders: Vec<Job>,
     /// Who waits, in order.
     pub waiters: Vec<Job>,
-    /// Who uses the lock file without a ticket.
-    pub outsiders: Vec<Outsider>,
+    /// Who uses the lock file without a ticket, and the number of the job that it waits for while it is a part of it.
+    pub outsiders: Vec<(Outsider, Option<u64>)>,
 }
 
 /// How a job is found from one of its processes.
@@ -117,7 +137,16 @@ impl Snapshot {
         let mut snapshot = view.jobs()?;
         snapshot.watch(sample);
         let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
-        snapshot.outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
+        let outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
+        let own_job = |outsider: &Outsider| {
+            let job = snapshot.job_of(outsider.pid, proc).filter(|_| outsider.waiting)?;
+            job.mode.conflicts_with(outsider.mode).then_some(job.number)
+        };
+        let outsiders = outsiders.into_iter().map(|outsider| {
+            let job = own_job(&outsider);
+            (outsider, job)
+        });
+        snapshot.outsiders = outsiders.collect();
         Ok(snapshot)
     }
 
@@ -252,6 +281,7 @@ impl View<'_> {
             message: record.joined.message.clone(),
             keepers,
             group: None,
+            inner: Vec::new(),
         }
     }
 
@@ -261,18 +291,42 @@ impl View<'_> {
             return job;
         }
         match (&record.group, orphan::location_of(seen, record, &self.mountinfo)) {
-            (_, Some(location)) => fill(&mut job, &location.directory()),
+            (_, Some(location)) => self.fill(&mut job, &location.directory()),
             (Some((backend, _)), None) if backend == Backend::Subreaper.name() => {
-                job.processes = Some(subreaper::Group::adopt(&job.id.group_name()).members().len());
+                let members = subreaper::Group::adopt(&job.id.group_name()).members();
+                job.processes = Some(members.len());
+                job.inner = members.into_iter().filter_map(|pid| self.inner(pid)).collect();
             }
             _ => {}
         }
         job
     }
-}
 
-fn fill(job: &mut Job, directory: &Path) {
-    job.usage = Usage::read(directory);
-    job.processes = Some(v2::processes_below(directory).len());
-    job.group = Some(directory.to_owned());
+    fn fill(&self, job: &mut Job, directory: &Path) {
+        job.usage = Usage::read(directory);
+        let (processes, groups) = v2::processes_and_groups_below(directory);
+        job.processes = Some(processes.len());
+        job.group = Some(directory.to_owned());
+        job.inner = groups.iter().filter_map(|group| self.inner_with_group(group)).collect();
+    }
+
+    fn inner_with_group(&self, group: &Path) -> Option<Inner> {
+        let (pid, started_usec) = nested::parse_group_name(group.file_name()?.to_str()?)?;
+        // In another pid namespace the number means somebody else.
+        let supervisor = self.inner(pid).unwrap_or(Inner { pid, ..Inner::default() });
+        Some(Inner {
+            uid: std::fs::metadata(group).ok().map(|metadata| metadata.uid()),
+            age: Some(clock::since(started_usec)),
+            usage: Usage::read(group),
+            processes: Some(v2::processes_and_groups_below(group).0.len()),
+            ..supervisor
+        })
+    }
+
+    /// The job inside that this process supervises, if it is a perflock. A guard has another name.
+    fn inner(&self, pid: i32) -> Option<Inner> {
+        let stat = self.proc.stat(pid).ok().filter(|stat| matches!(&*stat.comm, "perflock" | "pls"))?;
+        let command = self.proc.cmdline(pid).unwrap_or_default();
+        Some(Inner { pid: stat.pid, uid: self.proc.uid(pid).ok(), command, ..Inner::default() })
+    }
 }

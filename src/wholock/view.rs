@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::snapshot::{Job, Snapshot, State};
+use super::snapshot::{Inner, Job, Snapshot, State};
 use crate::lock::outsiders::Outsider;
 use crate::text;
 
@@ -33,16 +33,42 @@ pub fn table(snapshot: &Snapshot, width: Option<u16>) -> String {
     if snapshot.free() {
         return FREE.to_owned();
     }
-    let jobs = snapshot.holders.iter().chain(&snapshot.waiters).map(row);
-    lay_out(jobs.chain(snapshot.outsiders.iter().map(outsider_row)).collect(), width)
+    let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(rows);
+    let outsiders = snapshot.outsiders.iter().map(|(outsider, job)| outsider_row(outsider, *job));
+    lay_out(jobs.chain(outsiders).collect(), width)
 }
 
 /// Some jobs.
 pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
-    lay_out(jobs.iter().map(|job| row(job)).collect(), width)
+    lay_out(jobs.iter().flat_map(|job| rows(job)).collect(), width)
 }
 
 type Row = [String; COLUMNS.len()];
+
+/// A job, and those inside it.
+fn rows(job: &Job) -> Vec<Row> {
+    let inner = job.inner.iter().map(|inner| inner_row(inner, job.number));
+    [row(job)].into_iter().chain(inner).collect()
+}
+
+fn inner_row(inner: &Inner, outer: u64) -> Row {
+    let unknown = || UNKNOWN.to_owned();
+    let command = text::command_line(&inner.command);
+    let command = if command.is_empty() { format!("process {} of another pid namespace", inner.pid) } else { command };
+    [
+        unknown(),
+        inner.uid.map_or_else(unknown, |uid| text::escape(&crate::user::name(uid))),
+        unknown(),
+        format!("inside {outer}"),
+        known(inner.age.map(text::duration)),
+        unknown(),
+        unknown(),
+        known(inner.usage.cpu_usec.map(|usec| text::duration(Duration::from_micros(usec)))),
+        known(inner.usage.memory_bytes.map(text::bytes)),
+        known(inner.processes.map(|processes| processes.to_string())),
+        command,
+    ]
+}
 
 fn row(job: &Job) -> Row {
     let state = match job.state {
@@ -76,16 +102,21 @@ fn row(job: &Job) -> Row {
     ]
 }
 
-fn outsider_row(outsider: &Outsider) -> Row {
+/// `own_job`: it waits for the job that it is a part of.
+fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
     let unknown = || UNKNOWN.to_owned();
-    let state = if outsider.waiting { "waiting (flock)" } else { "flock" };
+    let state = match (outsider.waiting, own_job) {
+        (_, Some(job)) => format!("waits for its own job {job}"),
+        (true, None) => "waiting (flock)".to_owned(),
+        (false, None) => "flock".to_owned(),
+    };
     let command = text::command_line(&outsider.command);
     let ended = if command.is_empty() { "a process that ended".to_owned() } else { command };
     [
         unknown(),
         outsider.uid.map_or_else(unknown, |uid| text::escape(&crate::user::name(uid))),
         outsider.mode.to_string(),
-        state.to_owned(),
+        state,
         unknown(),
         unknown(),
         unknown(),
@@ -159,6 +190,7 @@ mod tests {
             message: None,
             keepers: vec![],
             group: None,
+            inner: Vec::new(),
         }
     }
 
