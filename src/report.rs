@@ -79,8 +79,11 @@ pub fn cancelled(by_uid: u32) -> String {
     format!("cancelled by {}", text::escape(&crate::user::name(by_uid)))
 }
 
-/// Why members that were killed may still be there.
+/// Why a job that was to end may still be there.
 pub fn stuck(members: usize) -> String {
+    if members == 0 {
+        return "its ticket is held, but not by the process that it names".to_owned();
+    }
     format!(
         "{} still there (stuck in the kernel, or not yours to kill, as after sudo?); the machine is held until they end",
         text::count(members, "process")

@@ -13,7 +13,7 @@ use crate::harness::{ALICE, BOB, World, alive, me, pid_in, wait_until};
 use crate::needs;
 
 /// A file in the queue that ALICE owns, readable by everybody.
-fn put(world: &World, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+pub(crate) fn put(world: &World, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
     let path = world.queue().join(name);
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -22,7 +22,7 @@ fn put(world: &World, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
 }
 
 /// Makes a ticket live, as a process of its owner would.
-fn hold(path: &Path) -> File {
+pub(crate) fn hold(path: &Path) -> File {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let lock =
         libc::flock { l_type: libc::F_WRLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
@@ -39,7 +39,7 @@ fn joined(command: &str, message: &str) -> String {
     joined_by(2, command, message)
 }
 
-fn joined_by(pid: u32, command: &str, message: &str) -> String {
+pub(crate) fn joined_by(pid: u32, command: &str, message: &str) -> String {
     let inode = |kind: &str| {
         let link = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().into_os_string().into_string().unwrap();
         link.chars().filter(char::is_ascii_digit).collect::<String>().parse::<u64>().unwrap()

@@ -4,6 +4,7 @@
 //! job group is made and every process must have ended. Nothing outside is touched.
 
 mod bad_input;
+mod cancel;
 mod config;
 mod fallback;
 mod guard;
