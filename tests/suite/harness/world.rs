@@ -249,7 +249,9 @@ impl World {
 
     /// Nobody holds the lock file, in whatever mode.
     pub(crate) fn lock_is_free(&self) -> bool {
-        fs::File::open(self.lock()).unwrap().try_lock().is_ok()
+        let lock = fs::File::open(self.lock()).unwrap();
+        // Let go by more than closing it: a child that another thread makes just now has it too, until it executes.
+        lock.try_lock().is_ok() && lock.unlock().is_ok()
     }
 }
 
