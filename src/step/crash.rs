@@ -46,8 +46,8 @@ pub(super) fn reached(step: Step) {
         kill(own_pid());
     }
     if victim != Victim::Supervisor {
-        match plan.guard() {
-            // It has done its work.
+        match plan.guard(step) {
+            // It is not there yet, or has done its work.
             0 => plan.log(step, " guard gone"),
             guard => {
                 plan.log(step, " guard killed");
@@ -102,22 +102,26 @@ impl Plan {
     }
 
     /// The guard; 0 if there is none.
-    fn guard(&self) -> i32 {
+    fn guard(&self, step: Step) -> i32 {
+        if step < Step::GuardForked {
+            return 0;
+        }
+        let told_to_end = step >= Step::UsageRead;
         let known = GUARD.load(Ordering::SeqCst);
-        if known != 0 {
+        if known != 0 && !told_to_end {
             return known;
         }
-        // A launcher forked it. It is a moment before it has its name.
+        // A launcher forked it, and it is a moment before it has its name. If it was told to end, there is none to wait for.
         let proc = Proc::default();
         let is_guard = |&pid: &i32| proc.stat(pid).is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state != 'Z');
         let end = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < end {
+        loop {
             let children = proc.children(self.supervisor).unwrap_or_default();
-            if let Some(guard) = children.into_iter().find(is_guard) {
-                return guard;
+            let found = children.into_iter().find(is_guard);
+            if found.is_some() || told_to_end || Instant::now() > end {
+                return found.unwrap_or(0);
             }
         }
-        0
     }
 }
 
