@@ -6,6 +6,8 @@
 mod bad_input;
 mod cancel;
 mod config;
+#[cfg(feature = "crash-points")]
+mod crash_points;
 mod fallback;
 mod guard;
 mod harness;
