@@ -12,6 +12,7 @@ use perflock::step::Step;
 use crate::harness::{Cmd, Machine, World};
 use crate::needs;
 
+mod birth;
 mod case;
 mod log;
 mod nested;
