@@ -138,6 +138,7 @@ pub(super) fn run(place: &Place, backend: Backend, case: Case) -> &'static str {
         (job, place.waiter("1.x", place.next(backend)))
     } else {
         let job = place.waiter("1.x", job);
+        wait_for_lock_file(&job);
         (job, place.waiter("2.x", place.next(backend)))
     };
     let outsider = case.one_lives().then(|| waiting_outsider(place));
@@ -147,6 +148,10 @@ pub(super) fn run(place: &Place, backend: Backend, case: Case) -> &'static str {
     let over = |job: &mut Running| !case.guard_is_alone() && job.ended();
     wait_until(&format!("the crash {}", case.plan()), || case.is_proven(&place.log()) || over(&mut job));
     case.assert_proven(&place.log());
+    if case.supervisor_dies() {
+        // Only a newcomer removes the ticket of one that died before it named a group.
+        wait_until("the supervisor is dead", || job.ended());
+    }
     let second = place.next(backend).spawn();
     let done = job.wait();
     if case.supervisor_dies() {
@@ -176,15 +181,19 @@ pub(super) fn run(place: &Place, backend: Backend, case: Case) -> &'static str {
 #[track_caller]
 fn waiting_outsider(place: &Place) -> Running {
     let outsider = place.cmd("flock").arg(place.lock()).args(["sh", "-c", ALONE]).spawn();
-    let pid = outsider.pid().to_string();
+    wait_for_lock_file(&outsider);
+    outsider
+}
+
+/// Waits until this process is in the kernel's queue for a file's lock.
+#[track_caller]
+fn wait_for_lock_file(running: &Running) {
+    let pid = running.pid().to_string();
     let waits = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         words.contains(&"->") && words.contains(&"FLOCK") && words.contains(&&*pid)
     };
-    wait_until("the outsider waits for the lock file", || {
-        fs::read_to_string("/proc/locks").unwrap().lines().any(waits)
-    });
-    outsider
+    wait_until("it waits for the lock file", || fs::read_to_string("/proc/locks").unwrap().lines().any(waits));
 }
 
 /// Whether this is what is said of an orphan, and nothing else.
