@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
-use crate::cgroup::{JobGroup, Population};
+use crate::cgroup::{JobGroup, Maker, Population};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
@@ -41,6 +42,8 @@ pub struct Guard {
     pidfd: OwnedFd,
     /// `None` where there is no unit to be stopped.
     told: Option<Told>,
+    /// Closed by our death and by the command's exec: see [`serve`].
+    _unborn: Option<OwnedFd>,
 }
 
 /// What a guard tells its supervisor: that systemd stops the unit which the job is in.
@@ -74,15 +77,17 @@ impl Guard {
     pub fn start(group: &dyn JobGroup, charge: Charge<'_>) -> io::Result<Self> {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         let told = group.unit().map(|_| Told::new()).transpose()?;
+        let marked = matches!(group.maker(), Maker::Marked(..));
+        let (born, unborn) = marked.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?.unzip();
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;
         // SAFETY: perflock has one thread here; the lock's helper was joined.
         match unsafe { fork::fork(Kin::QuietChild, None) }? {
             Some((pid, pidfd)) => {
                 drop(blocked);
-                Ok(Self { pid, outside: false, pidfd, told })
+                Ok(Self { pid, outside: false, pidfd, told, _unborn: unborn })
             }
-            None => serve(group, charge, supervisor.as_fd(), told.as_ref()),
+            None => serve(group, charge, supervisor.as_fd(), told.as_ref(), born.as_ref()),
         }
     }
 
@@ -92,7 +97,7 @@ impl Guard {
     /// The process cannot be had by its pidfd.
     pub(super) fn made_by_launcher(pid: i32, told: Told) -> io::Result<Self> {
         let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?, PidfdFlags::empty())?;
-        Ok(Self { pid, outside: false, pidfd, told: Some(told) })
+        Ok(Self { pid, outside: false, pidfd, told: Some(told), _unborn: None })
     }
 
     /// Whether it was asked to end by systemd, which stops the job's unit, and has killed the job for that.
@@ -118,7 +123,16 @@ impl Guard {
 }
 
 /// The guard's life. All signals are blocked.
-pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: BorrowedFd<'_>, told: Option<&Told>) -> ! {
+///
+/// Where members are told by a marker in their environment, the command has none before it executes, and would not be
+/// found if its supervisor died first. From its birth until then it has the other end of the pipe `born`.
+pub(super) fn serve(
+    group: &dyn JobGroup,
+    charge: Charge<'_>,
+    supervisor: BorrowedFd<'_>,
+    told: Option<&Told>,
+    born: Option<&OwnedFd>,
+) -> ! {
     // Where there is no unit to be stopped, TERM is nothing to a guard.
     let term =
         told.and_then(|_| SignalFd::with_flags(&term_alone(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).ok());
@@ -126,6 +140,7 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
     kept.extend(group.descriptors().iter().map(AsRawFd::as_raw_fd));
     kept.push(supervisor.as_raw_fd());
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
+    kept.extend(born.map(AsRawFd::as_raw_fd));
     leave_everything_else(kept, NAME);
     if watch(supervisor, term.as_ref()) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
@@ -137,6 +152,8 @@ pub(super) fn serve(group: &dyn JobGroup, charge: Charge<'_>, supervisor: Borrow
         }
     }
     Step::GuardAlone.reached();
+    // Until then there is no other member, and nothing that could be killed.
+    born.into_iter().for_each(until_closed);
     until_empty(group, true, None);
     Step::GuardEmptied.reached();
     // A group that cannot be removed is empty all the same, and must not hold the machine.
@@ -196,6 +213,11 @@ fn watch(supervisor: BorrowedFd<'_>, term: Option<&SignalFd>) -> End {
             }
         }
     }
+}
+
+/// Waits until nobody has the other end of a pipe.
+fn until_closed(pipe: &OwnedFd) {
+    while rustix::io::read(pipe, &mut [0]) == Err(rustix::io::Errno::INTR) {}
 }
 
 fn term_alone() -> SigSet {

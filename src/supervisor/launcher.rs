@@ -279,7 +279,7 @@ fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told
                 *gate = nothing.0;
             }
             let _ = File::from(tell).write_all(b"r");
-            guard::serve(&group, work.charge, supervisor.as_fd(), Some(told));
+            guard::serve(&group, work.charge, supervisor.as_fd(), Some(told), None);
         }
     }
     drop(tell);

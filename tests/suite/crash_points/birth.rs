@@ -39,7 +39,6 @@ fn in_a_group() {
 }
 
 #[test]
-#[ignore = "known to fail: a process that has not executed has no marker, so that the guard does not find it"]
 fn without_a_group() {
     needs!(V2, OwnGroup, Program("flock"), Program("setsid"));
     killed_before_the_command_executes(Backend::Fallback);
