@@ -95,10 +95,11 @@ impl Plan {
         unsafe { libc::close(fd) };
     }
 
-    /// The guard that was just forked. A launcher that forked it is beside it.
+    /// The guard that was just forked: the latest child. A launcher that forked it is beside it, and a helper that spoke to
+    /// systemd may be.
     fn newborn_guard(&self) -> i32 {
         let children = Proc::default().children(self.supervisor).unwrap_or_default();
-        children.into_iter().find(|&pid| pid != own_pid()).unwrap_or(0)
+        children.into_iter().rfind(|&pid| pid != own_pid()).unwrap_or(0)
     }
 
     /// The guard; 0 if there is none.
