@@ -32,7 +32,8 @@
 //! the command is let in. Until the guard is there the launcher dies with the supervisor, and the scope with it.
 //!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
-//! → ticket unlinked while it is still locked → guard reaped → printing. The unlock is explicit, since a descriptor that
+//! → ticket unlinked while it is still locked → guard reaped → printing. In a scope the guard is told after the group is
+//! removed: systemd tidies up when the last process is gone. The unlock is explicit, since a descriptor that
 //! the guard shares keeps the lock. While a ticket is live nothing is printed that would have to wait for its reader: a
 //! slow terminal never holds the machine, nor the queue.
 //!

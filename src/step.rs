@@ -34,7 +34,7 @@ pub enum Step {
     LeftoversSignalled,
     /// The group was killed.
     GroupKilled,
-    /// The group is empty, its counters are read, and the guard is told to end.
+    /// The group is empty, its counters are read, and the guard is told to end; in a scope only when the group is gone.
     UsageRead,
     /// The group is gone.
     GroupRemoved,

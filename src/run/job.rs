@@ -198,9 +198,10 @@ impl Job<'_> {
         if outcome.is_err() {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
-            guard.iter().for_each(Guard::end);
         }
         let removed = group.remove();
+        // In a scope, and where we could not watch, this is the first time that it is told.
+        guard.iter().for_each(Guard::end);
         Step::GroupRemoved.reached();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
         let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");

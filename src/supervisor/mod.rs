@@ -186,16 +186,11 @@ impl Supervisor<'_> {
                 // The group is empty, so there is nothing left to guard. What a crash leaves from here on is an empty
                 // group and a dead ticket that names it; the next perflock removes both. Told this early, the guard is
                 // gone by the time it is reaped. But with the last process of a scope systemd removes the groups in it,
-                // and what they counted.
-                let end_guard = || self.guard.iter().for_each(Guard::end);
-                let usage = if self.group.unit().is_some() {
-                    let usage = self.group.usage();
-                    end_guard();
-                    usage
-                } else {
-                    end_guard();
-                    self.group.usage()
-                };
+                // and what they counted; and it leaves some of them for ever if one goes while it does.
+                if self.group.unit().is_none() {
+                    self.guard.iter().for_each(Guard::end);
+                }
+                let usage = self.group.usage();
                 Step::UsageRead.reached();
                 return Ok(Outcome {
                     exit,

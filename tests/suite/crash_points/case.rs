@@ -34,21 +34,24 @@ impl Victim {
 pub(super) struct Case {
     pub(super) step: Step,
     pub(super) victim: Victim,
+    /// The first step of the supervisor's at which its guard has been told to end.
+    unguarded_from: Step,
 }
 
 /// Everybody at every step of the supervisor's.
 pub(super) fn supervisors(backend: Backend) -> Vec<Case> {
-    everybody_at(&backend.steps())
+    let unguarded_from = if backend == Backend::Scope { Step::GroupRemoved } else { Step::UsageRead };
+    everybody_at(&backend.steps(), unguarded_from)
 }
 
 /// Everybody at each of these steps.
-pub(super) fn everybody_at(steps: &[Step]) -> Vec<Case> {
-    steps.iter().flat_map(|&step| Victim::ALL.map(|victim| Case { step, victim })).collect()
+pub(super) fn everybody_at(steps: &[Step], unguarded_from: Step) -> Vec<Case> {
+    steps.iter().flat_map(|&step| Victim::ALL.map(|victim| Case { step, victim, unguarded_from })).collect()
 }
 
 /// The guard at every step of its own.
 pub(super) fn guards() -> Vec<Case> {
-    Step::GUARD.map(|step| Case { step, victim: Victim::Guard }).to_vec()
+    Step::GUARD.map(|step| Case { step, victim: Victim::Guard, unguarded_from: Step::UsageRead }).to_vec()
 }
 
 impl Case {
@@ -73,7 +76,7 @@ impl Case {
 
     /// Whether a guard exists when the step is reached that was not told to end.
     fn is_guarded(self) -> bool {
-        self.step >= Step::GuardForked && (self.step < Step::UsageRead || self.guard_is_alone())
+        self.step >= Step::GuardForked && (self.step < self.unguarded_from || self.guard_is_alone())
     }
 
     /// Whether members live without anybody who would end them: always, never, or (`None`) it depends on who is faster.
@@ -91,7 +94,7 @@ impl Case {
 
     /// Whether the log proves that everybody was killed who should.
     fn is_proven(self, log: &Log) -> bool {
-        let told_to_end = self.step >= Step::UsageRead && !self.guard_is_alone();
+        let told_to_end = self.step >= self.unguarded_from && !self.guard_is_alone();
         let guard_killed = log.says(self.step, "guard killed");
         let guard = match self.victim {
             Victim::Supervisor => true,

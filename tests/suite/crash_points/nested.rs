@@ -45,7 +45,7 @@ fn run(place: &Place, backend: Backend, case: Case) -> &'static str {
 #[track_caller]
 fn all_cases(title: &'static str, backend: Backend) {
     assert_eq!(run_inner(&backend.place(), backend, "", 0).steps(), steps());
-    let table = Table::of(title, backend, case::everybody_at(&steps()), run);
+    let table = Table::of(title, backend, case::everybody_at(&steps(), Step::UsageRead), run);
     table.print();
     table.assert_ok();
 }
