@@ -1,22 +1,23 @@
 //! Outsiders: plain flock(1) and the older perflock script exclude us and are excluded.
 
-use crate::harness::{Cmd, Running, World, me, wait_until};
+use crate::harness::{ALICE, BOB, Cmd, Running, World, me, wait_until};
 use crate::needs;
+use crate::queue::appends;
 
 /// `flock` on the world's lock with these options, running until it gets a signal.
-fn flock(world: &World, options: &[&str]) -> Cmd {
+pub(crate) fn flock(world: &World, options: &[&str]) -> Cmd {
     world.cmd("flock").args(options).arg(world.lock())
 }
 
 #[track_caller]
-fn flock_holder(world: &World, options: &[&str]) -> Running {
+pub(crate) fn flock_holder(world: &World, options: &[&str]) -> Running {
     let holder = flock(world, options).args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
     holder.wait_stdout("running\n");
     holder
 }
 
 /// Ends `flock COMMAND` with its command; flock(1) itself does not pass signals on.
-fn end_flock(world: &World, holder: Running) {
+pub(crate) fn end_flock(world: &World, holder: Running) {
     let children = format!("/proc/{0}/task/{0}/children", holder.pid());
     let child = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
     assert!(world.processes().contains(&child));
@@ -92,6 +93,122 @@ fn a_shared_job_keeps_only_exclusive_flock_out() {
 fn waits_for_lock(pid: i32) -> bool {
     let locks = std::fs::read_to_string("/proc/locks").unwrap();
     locks.lines().any(|line| line.contains("->") && line.split_whitespace().any(|word| word == pid.to_string()))
+}
+
+/// Whether a use of the lock, by name and options, is for one alone.
+fn is_exclusive(line: &str) -> bool {
+    matches!(line, "flock" | "perflock")
+}
+
+/// A command that uses the lock as `line` says: by a job of ours, or by flock(1).
+fn uses(world: &World, line: &str) -> Cmd {
+    let cmd = world.cmd(line);
+    if line.starts_with("flock") { cmd.arg(world.lock()) } else { cmd }
+}
+
+#[test]
+fn every_pair_of_jobs_and_outsiders_excludes_the_other_unless_both_are_shared() {
+    needs!(V2, Program("flock"));
+    let kinds = ["flock", "flock -s", "perflock", "pls"];
+    for first in kinds {
+        for second in kinds {
+            let world = World::new();
+            let job = "echo running; until [ -e stop ]; do sleep 0.01; done";
+            let holder = uses(&world, first).args(["sh", "-c", job]).spawn();
+            holder.wait_stdout("running\n");
+            let other = uses(&world, second).args(["echo", "ran"]).spawn();
+            if is_exclusive(first) || is_exclusive(second) {
+                wait_until(&format!("{second} waits behind {first}"), || waits_for_lock(other.pid()));
+                assert_eq!(other.stdout(), "", "{first}, {second}");
+                world.write("stop", "");
+                other.wait().exits(0).prints("ran\n");
+                holder.wait().exits(0);
+            } else {
+                other.wait().exits(0).prints("ran\n").says("");
+                world.write("stop", "");
+                holder.wait().exits(0);
+            }
+            world.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn an_outsider_that_waits_is_served_before_a_job_that_came_later() {
+    needs!(V2, Program("flock"));
+    let world = World::new();
+    let holder = world.holder("perflock");
+    let outsider = flock(&world, &[]).args(["sh", "-c", "echo outsider >> order"]).spawn();
+    wait_until("flock waits", || waits_for_lock(outsider.pid()));
+    let later = world.waiter("2.x", appends(&world, "perflock", "later"));
+    holder.signal(libc::SIGTERM);
+    holder.wait().dies_of(libc::SIGTERM);
+    outsider.wait().exits(0);
+    later.wait().exits(0);
+    assert_eq!(world.read("order"), "outsider\nlater\n");
+    world.assert_clean();
+}
+
+#[test]
+fn a_wait_for_an_outsider_ends_by_its_limit_and_by_a_signal() {
+    needs!(V2, Program("flock"));
+    let world = World::new();
+    let holder = flock_holder(&world, &[]);
+    for line in ["perflock -w 0.1", "pls -w 0.1"] {
+        let done = world.cmd(line).args(["touch", "ran"]).run().exits(75).prints("");
+        assert!(done.stderr.contains(": gave up after waiting "), "{}", done.stderr);
+        assert_eq!(world.tickets(), Vec::<String>::new());
+    }
+    for (program, ticket) in [("perflock", "1.x"), ("pls", "1.s")] {
+        let waiter = world.waiter(ticket, world.cmd(program).args(["touch", "ran"]));
+        waiter.signal(libc::SIGINT);
+        waiter.wait().dies_of(libc::SIGINT);
+        assert_eq!(world.tickets(), Vec::<String>::new());
+        assert!(!waits_in_the_queue(&world), "its place before the lock file is left");
+    }
+    flock(&world, &["-n"]).arg("true").run().exits(1);
+    end_flock(&world, holder);
+    assert!(!world.path("ran").exists());
+    world.assert_clean();
+}
+
+/// Whether anybody waits for the world's lock file.
+fn waits_in_the_queue(world: &World) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let inode = format!(":{} ", std::fs::metadata(world.lock()).unwrap().ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+#[test]
+fn another_user_s_outsiders_are_named_and_shown() {
+    needs!(Root, V2, OwnGroup, Program("flock"));
+    let world = World::for_uid(ALICE);
+    let job = ["sh", "-c", "echo running; exec sleep 600"];
+    let holder = flock(&world, &["-s"]).args(job).uid(BOB).spawn();
+    holder.wait_stdout("running\n");
+    let waiter = flock(&world, &[]).arg("true").uid(BOB).spawn();
+    wait_until("flock waits", || waits_for_lock(waiter.pid()));
+    let command = format!("flock -s {} sh -c ", world.lock().display());
+    let busy = world.cmd("perflock -n true").run().exits(75);
+    let said = format!("perflock: not waiting for lock; 41002 runs {command}");
+    assert!(busy.stderr.starts_with(&said), "{}", busy.stderr);
+    assert!(busy.stderr.ends_with(&format!("(shared, by flock, process {})\n", holder.pid())), "{}", busy.stderr);
+    for uid in [ALICE, 0] {
+        let shown = world.cmd("wholock --sample 0").uid(uid).run().exits(0).says("").stdout;
+        let row = |pid: i32| {
+            let end = format!("  # process {pid}");
+            let row = shown.lines().find(|line| line.ends_with(&end)).unwrap_or_else(|| panic!("no {end}:\n{shown}"));
+            row.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert!(row(holder.pid()).starts_with("- 41002 shared flock - "), "{shown}");
+        assert!(row(holder.pid()).contains(&command), "{shown}");
+        assert!(row(waiter.pid()).starts_with("- 41002 exclusive waiting (flock) - "), "{shown}");
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+    }
+    end_flock(&world, holder);
+    waiter.wait().exits(0);
+    world.assert_clean();
 }
 
 /// The protocol of the older perflock script, on an inherited descriptor.
