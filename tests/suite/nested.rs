@@ -190,3 +190,107 @@ fn a_job_of_another_lock_is_queued_as_anywhere() {
     holder.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
 }
+
+/// A makefile of jobs, whose recipes say in which group they run. `$(OPTIONS)` are for the inner programs, `$(ENTER)` what
+/// they are run by.
+const MAKEFILE: &str = "all: alone beside both\n\
+    alone:\n\t@$(ENTER) perflock $(OPTIONS) grep 0:: /proc/self/cgroup\n\
+    beside:\n\t@$(ENTER) pls $(OPTIONS) grep 0:: /proc/self/cgroup\n\
+    both:\n\t@$(ENTER) perflock $(OPTIONS) $(MAKE) --no-print-directory deep\n\
+    deep:\n\t@$(ENTER) pls $(OPTIONS) grep 0:: /proc/self/cgroup\n";
+
+/// Runs `perflock OUTER make` while another job waits; returns what the recipes said.
+fn made(world: &World, outer: &str, variables: &[&str]) -> String {
+    world.write("Makefile", MAKEFILE);
+    // It begins when somebody waits: whoever queued inside would wait for it, and it for the whole.
+    let begin = "touch begun; until [ -e lock.d/2.x ]; do sleep 0.01; done; exec \"$@\"";
+    let make = world.cmd(&format!("perflock {outer} sh -c")).arg(begin).args(["sh", "make", "-s", "-j4"]);
+    let make = make.args(variables).spawn();
+    wait_until("make's job runs", || world.path("begun").exists());
+    let waiter = world.waiter("2.x", world.cmd("perflock echo after"));
+    let done = make.wait().exits(0);
+    waiter.wait().exits(0).prints("after\n");
+    assert_eq!(done.stdout.lines().count(), 3, "{}\n{}", done.stdout, done.stderr);
+    world.assert_clean();
+    done.stdout + &done.stderr
+}
+
+#[test]
+fn a_makefile_may_call_both_programs() {
+    needs!(V2, Program("make"));
+    let world = World::new();
+    let said = made(&world, "", &[]);
+    let lines: Vec<Vec<&str>> = said.lines().map(groups).collect();
+    let mut depths: Vec<usize> = lines.iter().map(Vec::len).collect();
+    depths.sort_unstable();
+    assert_eq!(depths, [2, 2, 3], "{said}");
+    for line in &lines {
+        assert!(line[0] == lines[0][0] && line[0].starts_with("perflock-1-"), "{said}");
+        assert!(line[1..].iter().all(|name| name.starts_with("perflock-nested-")), "{said}");
+    }
+}
+
+#[test]
+fn a_makefile_may_call_both_programs_without_groups() {
+    needs!(V2, Program("make"));
+    for (outer, inner) in [("--cgroup none", ""), ("", "--cgroup none"), ("--cgroup none", "--cgroup none")] {
+        let world = World::new();
+        let said = made(&world, outer, &[&format!("OPTIONS={inner}")]);
+        assert_eq!(said.lines().filter(|line| line.starts_with("0::")).count(), 3, "{said}");
+        assert_eq!(said.lines().count(), 3, "{said}");
+    }
+}
+
+#[test]
+fn a_makefile_may_call_both_programs_across_a_cgroup_namespace() {
+    needs!(Root, V2, OwnGroup, Program("make"), Program("unshare"));
+    let world = World::new();
+    // In the namespace the group's name is not seen; the variable tells.
+    made(&world, "", &["ENTER=unshare --cgroup", "OPTIONS=--cgroup=none"]);
+    let world = World::new();
+    made(&world, "--cgroup none", &["ENTER=unshare --cgroup", "OPTIONS=--cgroup=none"]);
+}
+
+#[test]
+fn a_shared_job_inside_a_shared_one_does_not_wait_behind_an_exclusive_one_outside() {
+    needs!(V2);
+    for options in ["", "--cgroup none"] {
+        let world = World::new();
+        let script = format!("echo running; until [ -e lock.d/2.x ]; do sleep 0.01; done; pls {options} echo inside");
+        let outer = world.cmd(&format!("pls {options} sh -c")).arg(script).spawn();
+        outer.wait_stdout("running\n");
+        let waiter = world.waiter("2.x", world.cmd("perflock echo after"));
+        outer.wait().exits(0).prints("running\ninside\n").says("");
+        waiter.wait().exits(0).prints("after\n");
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn an_exclusive_job_below_a_shared_one_fails_at_once_wherever_it_is_started() {
+    needs!(V2);
+    // While others wait, from a child's child, with a limit, and in the fallback.
+    for (outer, inner) in [
+        ("", "perflock"),
+        ("", "perflock -n"),
+        ("", "perflock -w 1h"),
+        ("", "sh -c 'sh -c \"perflock $*; exit \\$?\"' sh"),
+        ("--cgroup none", "perflock"),
+        ("", "perflock --cgroup none"),
+        ("", "setsid perflock"),
+    ] {
+        let world = World::new();
+        let wait = "echo running; until [ -e lock.d/2.x ]; do sleep 0.01; done";
+        let outer = world.cmd(&format!("pls {outer} sh -c")).arg(format!("{wait}; {inner} touch ran; echo $?")).spawn();
+        outer.wait_stdout("running\n");
+        let waiter = world.waiter("2.x", world.cmd("perflock true"));
+        let done = outer.wait().exits(0);
+        assert_eq!(done.stdout, "running\n125\n", "{inner}: {}", done.stderr);
+        assert!(!world.path("ran").exists());
+        let named = "perflock: this runs inside the shared job 1 (sh -c 'echo running; ";
+        assert!(done.stderr.starts_with(named), "{inner}: {}", done.stderr);
+        assert_eq!(done.stderr.lines().count(), 1, "{inner}: {}", done.stderr);
+        waiter.wait().exits(0);
+        world.assert_clean();
+    }
+}
