@@ -17,6 +17,7 @@ mod inherit;
 mod leaving;
 mod namespaces;
 mod nested;
+mod order;
 mod outsiders;
 mod programs;
 mod queue;

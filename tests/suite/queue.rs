@@ -232,8 +232,17 @@ fn forty_mixed_jobs_neither_overlap_nor_overtake() {
     world.assert_clean();
 }
 
+/// Whether every thread of a process sleeps.
+pub(crate) fn sleeps(pid: i32) -> bool {
+    let asleep = |thread: &String| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    };
+    threads_of(pid).iter().all(asleep)
+}
+
 /// How often the threads of a process gave up a CPU of their own accord.
-fn voluntary_switches(pid: i32) -> u64 {
+pub(crate) fn voluntary_switches(pid: i32) -> u64 {
     let of_thread = |thread: String| {
         let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -250,13 +259,7 @@ fn a_waiter_is_never_woken_while_others_come_and_go() {
     let on_the_lock_file = world.waiter("2.x", world.cmd("perflock true"));
     let on_a_ticket = world.waiter("3.x", world.cmd("perflock true"));
     let pids = [on_the_lock_file.pid(), on_a_ticket.pid(), holder.pid(), world.guard_of("1.x")];
-    for pid in pids {
-        let asleep = |thread: &String| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
-        };
-        wait_until("every thread sleeps", || threads_of(pid).iter().all(asleep));
-    }
+    wait_until("every thread sleeps", || pids.into_iter().all(sleeps));
     let before = pids.map(voluntary_switches);
     let behind = world.waiter("4.s", world.cmd("pls true"));
     world.cmd("perflock -q -n true").run().exits(75);
