@@ -18,6 +18,7 @@ mod leaving;
 mod namespaces;
 mod nested;
 mod order;
+mod orphans;
 mod outsiders;
 mod programs;
 mod queue;

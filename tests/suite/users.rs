@@ -8,7 +8,7 @@ use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, pid_in, wait_until}
 use crate::needs;
 
 /// A group in the world's that a user owns, as one delegated to him.
-fn group_of(world: &World, uid: u32) -> PathBuf {
+pub(crate) fn group_of(world: &World, uid: u32) -> PathBuf {
     let group = world.group().join(format!("user-{uid}"));
     if !group.exists() {
         fs::create_dir(&group).unwrap();
@@ -20,13 +20,13 @@ fn group_of(world: &World, uid: u32) -> PathBuf {
 }
 
 /// A command of a user, in his own group.
-fn by(world: &World, uid: u32, line: &str) -> Cmd {
+pub(crate) fn by(world: &World, uid: u32, line: &str) -> Cmd {
     world.cmd(line).uid(uid).in_group(&group_of(world, uid))
 }
 
 /// Nothing is left, the users' own groups taken away.
 #[track_caller]
-fn assert_clean(world: &World, uids: &[u32]) {
+pub(crate) fn assert_clean(world: &World, uids: &[u32]) {
     for &uid in uids {
         fs::remove_dir(group_of(world, uid)).unwrap();
     }
@@ -34,7 +34,7 @@ fn assert_clean(world: &World, uids: &[u32]) {
 }
 
 #[track_caller]
-fn holder(world: &World, uid: u32, line: &str) -> Running {
+pub(crate) fn holder(world: &World, uid: u32, line: &str) -> Running {
     let holder = by(world, uid, line).args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
     holder.wait_stdout("running\n");
     holder
