@@ -30,12 +30,12 @@ pub(crate) fn hold(path: &Path) -> File {
     file
 }
 
-fn boot() -> String {
+pub(crate) fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
 }
 
 /// A well-formed first line of a ticket, as this machine would write it for a process that is nobody's ancestor.
-fn joined(command: &str, message: &str) -> String {
+pub(crate) fn joined(command: &str, message: &str) -> String {
     joined_by(2, command, message)
 }
 
