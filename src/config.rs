@@ -234,5 +234,51 @@ mod tests {
         fn any_text_is_read_without_panic(text: String) {
             let _ = read(&text);
         }
+
+        /// Any value for a key that there is: it is taken, or refused with file, line and key, and nothing is half read.
+        #[test]
+        fn any_value_is_taken_or_refused_by_name(
+            key in prop::sample::select(&KEYS[..]),
+            value in prop_oneof![
+                any::<i64>().prop_map(|number| number.to_string()),
+                any::<f64>().prop_map(|number| format!("{number:?}")),
+                any::<bool>().prop_map(|flag| flag.to_string()),
+                "[^'\\x00-\\x1f\\x7f]{0,12}".prop_map(|text| format!("'{text}'")),
+                "[0-9]{0,9}[.]?[0-9]{0,3} ?(ms|s|m|h|days|)".prop_map(|text| format!("'{text}'")),
+                Just("[1, 'a']".to_owned()),
+                Just("{ a = 1 }".to_owned()),
+            ],
+        ) {
+            match read(&format!("\n{key} = {value}\n")) {
+                Ok((config, warnings)) => {
+                    prop_assert_eq!(warnings, Vec::<String>::new());
+                    let set = [
+                        config.lock.is_some(),
+                        config.conflict_exit_code.is_some(),
+                        config.grace.is_some(),
+                        config.leftovers.is_some(),
+                        config.cgroup.is_some(),
+                        config.wait.is_some(),
+                        config.time_limit.is_some(),
+                    ];
+                    let none = matches!(key, "wait" | "time-limit") && value == "'none'";
+                    prop_assert_eq!(set.iter().filter(|&&is_set| is_set).count(), usize::from(!none));
+                    prop_assert!(config.lock.is_none_or(|lock| lock.is_absolute()));
+                }
+                Err(error) => prop_assert!(error.starts_with("f.toml:2: "), "{}", error),
+            }
+        }
+
+        /// A warning shows the file's own text.
+        #[test]
+        fn an_unknown_key_is_shown_escaped(key: String) {
+            prop_assume!(!KEYS.contains(&&*key));
+            let quoted: String = key.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect();
+            if let Ok((config, warnings)) = read(&format!("\"{quoted}\" = 1")) {
+                prop_assert_eq!(config, Config::default());
+                prop_assert_eq!(warnings.len(), 1);
+                prop_assert!(!warnings[0].chars().any(char::is_control), "{:?}", warnings);
+            }
+        }
     }
 }

@@ -283,6 +283,104 @@ mod tests {
             let _ = parse_cgroup_v2(&bytes);
             let _ = parse_locks(&bytes, 1, 1);
         }
+
+        /// A process may call itself whatever it likes.
+        #[test]
+        fn no_name_shifts_the_fields_of_a_process(
+            pid in 1i32.., comm in "[^\0\n]{0,15}", ppid in 0i32.., start_ticks: u64, user: u32, system: u32,
+        ) {
+            let line = format!(
+                "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} 0 0 20 0 1 0 {start_ticks} 9 2\n"
+            );
+            let cpu_ticks = u64::from(user) + u64::from(system);
+            let expected = Stat { pid, comm, state: 'S', ppid, start_ticks, cpu_ticks };
+            prop_assert_eq!(parse_stat(line.as_bytes()), Some(expected));
+        }
+
+        /// A path in the hierarchy may hold every byte but a newline.
+        #[test]
+        fn a_group_s_path_is_read_as_it_is(name in "[^\n/]{1,40}", deleted: bool) {
+            prop_assume!(!name.ends_with(" (deleted)"));
+            let suffix = if deleted { " (deleted)" } else { "" };
+            let file = format!("4:memory:/x\n0::/a/{name}{suffix}\n");
+            prop_assert_eq!(parse_cgroup_v2(file.as_bytes()), Some(PathBuf::from(format!("/a/{name}"))));
+        }
+
+        #[test]
+        fn only_flocks_of_the_very_file_are_listed(
+            locks in proptest::collection::vec((0usize..3, any::<bool>(), any::<bool>(), 0i32.., 98u64..101), 0..8),
+            tail: String,
+        ) {
+            let mut file = String::new();
+            let mut expected = Vec::new();
+            for &(kind, waiting, exclusive, pid, inode) in &locks {
+                let kind = ["FLOCK ", "OFDLCK", "POSIX "][kind];
+                let arrow = if waiting { "-> " } else { "" };
+                let mode = if exclusive { "WRITE" } else { "READ " };
+                file += &format!("1: {arrow}{kind} ADVISORY  {mode} {pid} fe:00:{inode} 0 EOF\n");
+                if kind == "FLOCK " && inode == 99 {
+                    expected.push(Flock { pid, exclusive, waiting });
+                }
+            }
+            let found = parse_locks(file.as_bytes(), rustix::fs::makedev(0xfe, 0), 99);
+            prop_assert_eq!(&found, &expected);
+            file += &tail;
+            prop_assert!(parse_locks(file.as_bytes(), rustix::fs::makedev(0xfe, 0), 99).starts_with(&expected));
+        }
+    }
+
+    /// A captured process 7 whose every file is this.
+    fn captured(bytes: &[u8]) -> (tempfile::TempDir, Proc) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("7/task/7")).unwrap();
+        fs::create_dir_all(root.path().join("self")).unwrap();
+        fs::create_dir_all(root.path().join("sys/kernel/random")).unwrap();
+        let files = ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid"];
+        for file in files.into_iter().chain(["self/cgroup", "sys/kernel/random/boot_id", "locks"]) {
+            fs::write(root.path().join(file), bytes).unwrap();
+        }
+        let proc = Proc::at(root.path());
+        (root, proc)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Command line and environment are the process's to write.
+        #[test]
+        fn no_file_of_a_process_makes_a_reader_panic(bytes: Vec<u8>) {
+            let (_root, proc) = captured(&bytes);
+            let _ = proc.stat(7);
+            let _ = proc.children(7);
+            let _ = proc.cgroup_v2(7);
+            let _ = proc.own_cgroup_v2();
+            let _ = proc.login_uid(7);
+            let _ = proc.boot_id();
+            let _ = proc.flocks(1, 1);
+            prop_assert_eq!(proc.cmdline(7).unwrap().is_empty(), bytes.is_empty() || bytes == [0]);
+            let _ = proc.environ_has(7, "NAME", "word");
+        }
+
+        #[test]
+        fn a_word_is_found_in_its_own_variable_only(
+            before in proptest::collection::vec("[^\0]{0,20}", 0..4), words in proptest::collection::vec("[a-z]{1,8}", 0..4),
+        ) {
+            prop_assume!(!before.iter().any(|entry| entry.starts_with("NAME=")));
+            let environ = [&before[..], &[format!("NAME={}", words.join(" "))]].concat().join("\0") + "\0";
+            let (_root, proc) = captured(environ.as_bytes());
+            for word in &words {
+                prop_assert!(proc.environ_has(7, "NAME", word).unwrap());
+            }
+            prop_assert!(!proc.environ_has(7, "NAME", "WORD").unwrap());
+            prop_assert!(!proc.environ_has(7, "AME", words.first().map_or("", |word| word)).unwrap());
+        }
+
+        #[test]
+        fn a_command_line_is_read_as_it_is(argv in proptest::collection::vec("[^\0]{0,20}", 1..5)) {
+            prop_assume!(argv != [""]);
+            let (_root, proc) = captured((argv.join("\0") + "\0").as_bytes());
+            prop_assert_eq!(proc.cmdline(7).unwrap(), argv);
+        }
     }
 
     #[test]

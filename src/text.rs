@@ -198,6 +198,34 @@ mod tests {
             prop_assert!(!safe.chars().any(|c| c.is_control() || is_formatting(c)));
         }
 
+        /// Made of what a terminal acts upon, which is rare in any text.
+        #[test]
+        fn escaped_text_stays_escaped_and_keeps_what_is_harmless(
+            text in "([\\x00-\\x1f\\x7f-\\x9f\u{ad}\u{200b}-\u{200f}\u{2028}-\u{202e}\u{feff}]|[a-z\\\\é漢 ]){0,40}",
+        ) {
+            let safe = escape(&text);
+            prop_assert!(!safe.chars().any(|c| c.is_control() || is_formatting(c)), "{:?}", safe);
+            prop_assert_eq!(&escape(&safe), &safe);
+            let harmless: String = text.chars().filter(|&c| !c.is_control() && !is_formatting(c)).collect();
+            if harmless == text {
+                prop_assert_eq!(safe, text);
+            }
+        }
+
+        #[test]
+        fn a_command_line_is_one_harmless_line(argv in proptest::collection::vec(any::<String>(), 0..6), columns in 0usize..80) {
+            let line = command_line(&argv);
+            prop_assert!(!line.chars().any(|c| c.is_control() || is_formatting(c)));
+            prop_assert!(!cut(&line, columns).chars().any(|c| c.is_control() || is_formatting(c)));
+        }
+
+        #[test]
+        fn a_duration_that_is_read_fits_every_clock(number in "[0-9]{1,25}([.][0-9]{1,5})?", unit in "(|ms|s|m|h)") {
+            if let Ok(duration) = parse_duration(&format!("{number}{unit}")) {
+                prop_assert!(std::time::Instant::now().checked_add(duration).is_some());
+            }
+        }
+
         #[test]
         fn parsing_any_duration_never_panics(text: String) {
             let _ = parse_duration(&text);

@@ -25,6 +25,7 @@ pub fn group_id(name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn root_is_shown_with_who_became_root() {
@@ -33,5 +34,17 @@ mod tests {
         assert_eq!(label(0, None), "root");
         // A plain user's number says all there is, also after su.
         assert_eq!(label(4_000_000, Some(4_000_001)), "4000000");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Any number can own a ticket, and any word can be typed for a group.
+        #[test]
+        fn any_user_has_a_label_and_any_group_s_name_may_be_asked_for(uid: u32, login_uid: Option<u32>, group: String) {
+            prop_assert!(!name(uid).is_empty());
+            prop_assert!(label(uid, login_uid).starts_with(&name(uid)));
+            let _ = group_id(&group);
+        }
     }
 }

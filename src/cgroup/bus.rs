@@ -278,5 +278,25 @@ mod tests {
                 prop_assert!((FIXED..=LONGEST).contains(&length));
             }
         }
+
+        /// The first bytes of every message tell where it ends.
+        #[test]
+        fn a_message_is_as_long_as_its_frame_says(body: (String, Vec<u64>), member in "[A-Z][A-Za-z]{0,40}") {
+            let message = Message::signal("/a/b", "c.d", &*member).unwrap().build(&body).unwrap();
+            let bytes: &[u8] = message.data();
+            prop_assert_eq!(frame(&bytes[..FIXED]).unwrap().1, bytes.len());
+        }
+
+        /// Of another bus than the one that it is meant for: an error, never a wait for more than it may send.
+        #[test]
+        fn any_conversation_ends_when_the_other_end_hangs_up(accepted: bool, said: Vec<u8>) {
+            let first = if accepted { &b"OK 1234\r\n"[..] } else { b"" };
+            let (bus, theirs) = talk(&[&[first, &said].concat()]);
+            // What is no frame is never taken for a message.
+            if frame(&[&said[..], &[0; FIXED]].concat()[..FIXED]).is_err() {
+                prop_assert!(bus.and_then(|mut bus| bus.call(BUS, "GetId", &())).is_err());
+            }
+            drop(theirs);
+        }
     }
 }

@@ -423,5 +423,60 @@ mod tests {
             let _ = locate(&text, Path::new("/"));
             let _ = unescape(&text);
         }
+
+        /// Lines of mounts are not likely in any text: here one has its fields.
+        #[test]
+        fn any_mount_is_read_without_panic(
+            root in "/[^ \n]{0,20}", mount in "/[^ \n]{0,20}", kind in "(cgroup2|cgroup|tmpfs)", path in "/?[^\0]{0,30}",
+        ) {
+            let line = format!("22 20 0:22 {root} {mount} rw,relatime shared:9 - {kind} none rw\n");
+            match locate(&line, Path::new(&path)) {
+                Ok(found) => {
+                    prop_assert_eq!(&kind, "cgroup2");
+                    prop_assert!(found.relative.is_relative() && !found.relative.starts_with(".."), "{:?}", found);
+                    prop_assert!(found.directory().starts_with(&found.mount));
+                    prop_assert_eq!(found.path, Path::new(&path));
+                }
+                Err(why) => prop_assert!(!why.is_empty()),
+            }
+        }
+
+        /// As the kernel writes it: a mount point of any bytes comes out as it is.
+        #[test]
+        fn a_mount_point_survives_the_kernel_s_spelling(name in proptest::collection::vec(1u8.., 0..20)) {
+            let octal = |&byte: &u8| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+                other => vec![other],
+            };
+            let spelled: Vec<u8> = name.iter().flat_map(octal).collect();
+            // Lines are text here: what is not UTF-8 has been replaced before.
+            if let (Ok(spelled), Ok(name)) = (String::from_utf8(spelled), String::from_utf8(name)) {
+                prop_assert_eq!(unescape(&spelled), PathBuf::from(name));
+            }
+        }
+
+        #[test]
+        fn any_kernel_s_release_is_read_without_panic(release: String, minor in 0u32..2000) {
+            let _ = has_cgroup_kill(&release);
+            prop_assert_eq!(has_cgroup_kill(&format!("5.{minor}-{release}")), minor >= 14);
+        }
+    }
+
+    #[test]
+    fn only_a_clear_mark_delegates() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_marked(directory.path()));
+        let mark = |value: &[u8]| {
+            rustix::fs::setxattr(directory.path(), "user.delegate", value, rustix::fs::XattrFlags::empty())
+        };
+        // Not on every filesystem.
+        if mark(b"1").is_err() {
+            return;
+        }
+        assert!(is_marked(directory.path()));
+        for other in [&b"0"[..], b"", b"10", b"\n1", b"yes", &[0xff; 60]] {
+            mark(other).unwrap();
+            assert!(!is_marked(directory.path()), "{other:?}");
+        }
     }
 }

@@ -301,6 +301,7 @@ fn unix_path(address: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::os::unix::net::UnixListener;
 
     fn machine() -> tempfile::TempDir {
@@ -351,6 +352,27 @@ mod tests {
         assert_eq!(path("unix:guid=7,path=/x;tcp:host=a").as_deref(), Some("/x"));
         for other in ["", "tcp:host=a", "unix:abstract=/tmp/x", "path=/x"] {
             assert_eq!(path(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_address_is_read_without_panic(address: String, path in "[^,;]{0,30}", rest in "([,;].{0,20})?") {
+            let _ = unix_path(&address);
+            prop_assert_eq!(unix_path(&format!("unix:path={path}{rest}")), Some(PathBuf::from(path)));
+        }
+
+        /// What a bus says is another program's text.
+        #[test]
+        fn what_a_bus_says_reaches_the_terminal_escaped(name: String, words: String, refused: bool) {
+            let error = if refused { BusError::Refused(name, words) } else { BusError::Broken(words) };
+            prop_assert!(!explain(&error).chars().any(char::is_control));
+        }
+
+        #[test]
+        fn any_address_of_the_environment_is_looked_at_without_panic(address: String) {
+            let root = machine();
+            prop_assert!(Manager::find(root.path(), 41_001, Some(address.as_ref())).is_err());
         }
     }
 }

@@ -73,5 +73,24 @@ mod tests {
         fn any_text_is_read_without_panic(text: String) {
             let _ = keyed(&text, "usage_usec");
         }
+
+        /// The first line with the very key counts, whatever stands around it.
+        #[test]
+        fn a_value_is_found_by_its_whole_key(
+            before in proptest::collection::vec("[a-z_]{1,12} [0-9a-z]{0,9}", 0..5), value: u64, after: String,
+        ) {
+            prop_assume!(!before.iter().any(|line| line.starts_with("usage_usec ")));
+            let text = [&before[..], &[format!("usage_usec {value}"), after]].concat().join("\n");
+            prop_assert_eq!(keyed(&text, "usage_usec"), Some(value));
+        }
+
+        #[test]
+        fn any_files_of_a_group_are_read_without_panic(bytes: Vec<u8>) {
+            let directory = tempfile::tempdir().unwrap();
+            for name in ["cpu.stat", "memory.current", "memory.peak"] {
+                fs::write(directory.path().join(name), &bytes).unwrap();
+            }
+            let _ = Usage::read(directory.path());
+        }
     }
 }

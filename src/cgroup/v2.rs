@@ -283,6 +283,7 @@ impl Hierarchy for Unified {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn location(relative: &str) -> Location {
         Location {
@@ -315,6 +316,30 @@ mod tests {
         assert_eq!(parse_population("populated 0\nfrozen 0\n"), Population::Empty);
         for events in ["populated 1\nfrozen 0\n", "", "frozen 0\n", "populated x\n"] {
             assert_eq!(parse_population(events), Population::Populated, "{events}");
+        }
+    }
+
+    proptest! {
+        /// Taken for empty, members would be left to run beside the next job.
+        #[test]
+        fn any_events_but_a_clear_zero_are_populated(
+            events in "(populated|frozen|pop|\\PC{0,5})? ?[01x]{0,3}\n?(frozen 0\n)?(populated [01]\n)?",
+        ) {
+            let says_zero = |line: &str| line.strip_prefix("populated ").is_some_and(|value| value.parse() == Ok(0));
+            if parse_population(&events) == Population::Empty {
+                prop_assert!(events.lines().any(says_zero), "{:?}", events);
+            }
+        }
+
+        /// A path that a ticket names: below the mount, by its own name, or not touched.
+        #[test]
+        fn no_path_is_adopted_that_leads_elsewhere(path in "(/|[.]{1,2}|perflock-|a){0,8}") {
+            let adopted = Group::adopt(location(path.trim_start_matches('/')), 0);
+            let plain = Path::new(path.trim_start_matches('/'));
+            let named = plain.file_name().is_some_and(|name| name.to_str().unwrap().starts_with(GROUP_PREFIX));
+            if !named || plain.components().any(|part| !matches!(part, Component::Normal(_))) {
+                prop_assert!(matches!(adopted, Err(GroupError::Refused { .. })), "{:?}", path);
+            }
         }
     }
 }

@@ -270,6 +270,18 @@ mod tests {
         assert!(long[1].len() <= MAX_COMMAND + 4 && long[1].ends_with('…'));
     }
 
+    fn any_change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            any::<u64>().prop_map(|at_usec| Change::Granted { at_usec }),
+            any::<(String, Option<String>)>()
+                .prop_map(|(backend, path)| Change::Group { backend, path: path.map(PathBuf::from) }),
+            any::<i32>().prop_map(|pid| Change::Guard { pid }),
+            Just(Change::Releasing),
+            Just(Change::Stopped),
+            Just(Change::Resumed),
+        ]
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>, tail: String) {
@@ -277,6 +289,53 @@ mod tests {
             let mut ticket = text(&[]);
             ticket.extend(tail.into_bytes());
             prop_assert!(Record::parse(&ticket).is_some());
+        }
+
+        /// What was written is read again, however little of the last line is there.
+        #[test]
+        fn a_ticket_survives_being_cut_anywhere(
+            command in proptest::collection::vec(any::<String>(), 0..6),
+            message: Option<String>,
+            changes in proptest::collection::vec(any_change(), 0..6),
+            cut: prop::sample::Index,
+        ) {
+            let joined = Joined { command, message, ..joined() };
+            let mut lines = vec![serde_json::to_vec(&joined).unwrap()];
+            lines.extend(changes.iter().map(|change| serde_json::to_vec(change).unwrap()));
+            let text: Vec<u8> = lines.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
+            let record = Record::parse(&text).unwrap();
+            prop_assert_eq!(&record.joined, &joined);
+            prop_assert_eq!(record.stopped, changes.last() == Some(&Change::Stopped));
+            prop_assert_eq!(record.releasing, changes.contains(&Change::Releasing));
+            let granted = changes.iter().rev().find_map(|change| match change {
+                Change::Granted { at_usec } => Some(*at_usec),
+                _ => None,
+            });
+            prop_assert_eq!(record.granted_usec, granted);
+            let cut = cut.index(text.len() + 1);
+            let whole = text[..cut].iter().filter(|&&b| b == b'\n').count();
+            let complete: usize = lines[..whole].iter().map(|line| line.len() + 1).sum();
+            prop_assert_eq!(Record::parse(&text[..cut]), Record::parse(&text[..complete]));
+            prop_assert_eq!(Record::parse(&text[..cut]).is_some(), whole > 0);
+        }
+
+        /// A ticket that became too large would not be seen, and its job not waited for.
+        #[test]
+        fn whatever_the_command_and_the_message_are_the_ticket_is_small_enough(
+            words in proptest::collection::vec((any::<char>(), 0usize..12_000), 0..6),
+            empty in 0usize..12_000,
+            (c, length) in (any::<char>(), 0usize..4000),
+        ) {
+            let mut command: Vec<String> = words.iter().map(|&(c, length)| c.to_string().repeat(length)).collect();
+            command.extend(std::iter::repeat_n(String::new(), empty));
+            let fitting = Joined::fit_command(&command);
+            prop_assert!(fitting.len() <= command.len());
+            for (kept, word) in fitting.iter().zip(&command) {
+                prop_assert!(kept == word || word.starts_with(kept.strip_suffix('…').unwrap()));
+            }
+            let message = Joined::fit_message(&c.to_string().repeat(length));
+            let line = serde_json::to_vec(&Joined { command: fitting, message: Some(message), ..joined() }).unwrap();
+            prop_assert!((line.len() as u64) < MAX_SIZE / 2, "{} bytes", line.len());
         }
     }
 }

@@ -248,5 +248,17 @@ mod tests {
         fn any_file_name_is_read_without_panic(name: Vec<u8>) {
             let _ = parse_file_name(&name);
         }
+
+        /// Nothing is a ticket that would be looked for under another name.
+        #[test]
+        fn a_file_name_has_one_spelling(name in "[+ -]?[0-9]{0,21}[.]?[xsX]?[ .x]?", number: u64, exclusive: bool) {
+            if let Some(entry) = parse_file_name(name.as_bytes()) {
+                prop_assert!(entry.number <= MAX_NUMBER);
+                prop_assert_eq!(file_name(entry), name);
+            }
+            let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
+            let entry = Entry { number, mode };
+            prop_assert_eq!(parse_file_name(file_name(entry).as_bytes()), (number <= MAX_NUMBER).then_some(entry));
+        }
     }
 }

@@ -161,7 +161,11 @@ fn a_ticket_that_names_somebody_else_s_process_does_not_make_root_end_it() {
         let ticket = put(&world, "1.x", format!("{line}\n{granted}"));
         let held = hold(&ticket);
         let done = world.cmd("perflock --cancel 1").run().exits(125).prints("");
-        assert!(done.stderr.contains("job 1 (make of 41001) does not end: its ticket is held, but not by"), "{}", done.stderr);
+        assert!(
+            done.stderr.contains("job 1 (make of 41001) does not end: its ticket is held, but not by"),
+            "{}",
+            done.stderr
+        );
         assert!(alive(canary.pid()));
         drop(held);
         std::fs::remove_file(ticket).unwrap();
