@@ -1,8 +1,9 @@
 //! Orphans, jobs whose supervisor and guard were both killed: what the next perflock does about them, and in which order.
 
+use std::fs;
 use std::time::Duration;
 
-use crate::harness::{ALICE, BOB, Running, World, alive, me, pid_in, signal, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Running, World, alive, me, pid_in, signal, wait_until};
 use crate::needs;
 use crate::outsiders::{end_flock, flock, flock_holder};
 use crate::queue::{sleeps, voluntary_switches};
@@ -43,6 +44,12 @@ fn an_orphan_is_left_alone_until_the_lock_file_is_had() {
     world.assert_clean();
 }
 
+/// Whether a process has a file of this name open.
+fn has_open(pid: i32, name: &str) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|file| file.ends_with(name))
+}
+
 #[test]
 fn plain_flock_is_shut_out_before_the_orphan_is_killed() {
     needs!(V2, Program("flock"), Program("strace"));
@@ -52,14 +59,18 @@ fn plain_flock_is_shut_out_before_the_orphan_is_killed() {
     // strace stops perflock with the file open that ends the orphan, before it is written to.
     let strace = "strace -DDD -o /dev/null -e trace=openat -e inject=openat:signal=SIGSTOP:when=1 -P";
     let cmd = world.cmd(strace).arg(group.join("cgroup.kill")).arg(world.program("perflock"));
-    let next = cmd.args(["echo", "ran"]).spawn();
+    let mut next = cmd.args(["echo", "ran"]).spawn();
     next.wait_stderr(&ending());
-    wait_until("perflock is stopped", || matches!(state_of(next.pid()), 'T' | 't'));
+    wait_until("perflock is there", || has_open(next.pid(), "cgroup.kill"));
     assert!(alive(member));
     flock(&world, &["-n"]).arg("true").run().exits(1);
     flock(&world, &["-n", "-s"]).arg("true").run().exits(1);
     assert_eq!(next.stdout(), "");
-    next.signal(libc::SIGCONT);
+    wait_until("perflock goes on and ends", || {
+        // The stop may be on its way still.
+        next.signal(libc::SIGCONT);
+        next.ended()
+    });
     next.wait().exits(0).prints("ran\n").says(&ending());
     assert!(!alive(member));
     wait_until("strace is gone", || world.processes().is_empty());
