@@ -228,9 +228,9 @@ fn another_user_s_stopped_process_is_not_continued() {
     canary.running.wait_stdout("CONT\n");
 }
 
-/// A command line of one word that would draw on a terminal.
+/// A command line with a word that would draw on a terminal, where a message still shows it.
 fn ugly(cmd: Cmd) -> Cmd {
-    cmd.args(["sh", "-c", "echo running; exec sleep 600", COMMAND])
+    cmd.args(["env", &format!("{COMMAND}=1"), "sh", "-c", "echo running; exec sleep 600"])
 }
 
 #[test]

@@ -14,9 +14,8 @@ use crate::queue::appends;
 
 /// ALICE has the queue directory locked, by a command that would draw on a terminal.
 fn sits_on_the_queue(world: &World) -> Running {
-    let flock =
-        world.cmd("flock").arg(world.queue()).args(["sh", "-c", "echo running; exec sleep 600", "\x1b[2J\u{9b}m"]);
-    let flock = flock.uid(ALICE).spawn();
+    let flock = world.cmd("flock").arg(world.queue()).args(["env", "\x1b[2J\u{9b}m=1"]);
+    let flock = flock.args(["sh", "-c", "echo running; exec sleep 600"]).uid(ALICE).spawn();
     flock.wait_stdout("running\n");
     flock
 }

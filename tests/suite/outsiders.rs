@@ -141,6 +141,7 @@ fn an_outsider_that_waits_is_served_before_a_job_that_came_later() {
     let outsider = flock(&world, &[]).args(["sh", "-c", "echo outsider >> order"]).spawn();
     wait_until("flock waits", || waits_for_lock(outsider.pid()));
     let later = world.waiter("2.x", appends(&world, "perflock", "later"));
+    wait_until("the later job waits for the lock file", || waits_for_lock(later.pid()));
     holder.signal(libc::SIGTERM);
     holder.wait().dies_of(libc::SIGTERM);
     outsider.wait().exits(0);
