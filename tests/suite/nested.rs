@@ -203,11 +203,12 @@ const MAKEFILE: &str = "all: alone beside both\n\
 fn made(world: &World, outer: &str, variables: &[&str]) -> String {
     world.write("Makefile", MAKEFILE);
     // It begins when somebody waits: whoever queued inside would wait for it, and it for the whole.
-    let begin = "touch begun; until [ -e lock.d/2.x ]; do sleep 0.01; done; exec \"$@\"";
+    let begin = "touch begun; until [ -e go ]; do sleep 0.01; done; exec \"$@\"";
     let make = world.cmd(&format!("perflock {outer} sh -c")).arg(begin).args(["sh", "make", "-s", "-j4"]);
     let make = make.args(variables).spawn();
     wait_until("make's job runs", || world.path("begun").exists());
     let waiter = world.waiter("2.x", world.cmd("perflock echo after"));
+    world.write("go", "");
     let done = make.wait().exits(0);
     waiter.wait().exits(0).prints("after\n");
     assert_eq!(done.stdout.lines().count(), 3, "{}\n{}", done.stdout, done.stderr);
@@ -256,10 +257,11 @@ fn a_shared_job_inside_a_shared_one_does_not_wait_behind_an_exclusive_one_outsid
     needs!(V2);
     for options in ["", "--cgroup none"] {
         let world = World::new();
-        let script = format!("echo running; until [ -e lock.d/2.x ]; do sleep 0.01; done; pls {options} echo inside");
+        let script = format!("echo running; until [ -e go ]; do sleep 0.01; done; pls {options} echo inside");
         let outer = world.cmd(&format!("pls {options} sh -c")).arg(script).spawn();
         outer.wait_stdout("running\n");
         let waiter = world.waiter("2.x", world.cmd("perflock echo after"));
+        world.write("go", "");
         outer.wait().exits(0).prints("running\ninside\n").says("");
         waiter.wait().exits(0).prints("after\n");
         world.assert_clean();
@@ -280,10 +282,11 @@ fn an_exclusive_job_below_a_shared_one_fails_at_once_wherever_it_is_started() {
         ("", "setsid perflock"),
     ] {
         let world = World::new();
-        let wait = "echo running; until [ -e lock.d/2.x ]; do sleep 0.01; done";
+        let wait = "echo running; until [ -e go ]; do sleep 0.01; done";
         let outer = world.cmd(&format!("pls {outer} sh -c")).arg(format!("{wait}; {inner} touch ran; echo $?")).spawn();
         outer.wait_stdout("running\n");
         let waiter = world.waiter("2.x", world.cmd("perflock true"));
+        world.write("go", "");
         let done = outer.wait().exits(0);
         assert_eq!(done.stdout, "running\n125\n", "{inner}: {}", done.stderr);
         assert!(!world.path("ran").exists());
