@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
-use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, pid_in, wait_until};
+use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, pid_in, state_of, wait_until};
 use crate::needs;
 
 /// A group in the world's that a user owns, as one delegated to him.
@@ -148,6 +148,32 @@ fn another_user_s_orphan_is_waited_for_and_named() {
     bob.wait().exits(0).prints("ran\n");
     by(&world, ALICE, "perflock true").run().exits(0);
     assert_clean(&world, &[ALICE, BOB]);
+}
+
+/// The kernel tells of changes of a group at most once per 10 ms. What it still had to tell is lost when the group is
+/// removed, as the next job of its owner does.
+#[test]
+fn an_orphan_whose_group_is_removed_at_once_is_not_waited_for_any_longer() {
+    needs!(Root, V2, OwnGroup);
+    for _ in 0..5 {
+        let world = World::for_uid(ALICE);
+        let member = orphan(&world);
+        let group = fs::read_dir(group_of(&world, ALICE)).unwrap().map(|entry| entry.unwrap().path());
+        let group = group.into_iter().find(|path| path.is_dir()).unwrap();
+        let bob = by(&world, BOB, "pls echo bob").spawn();
+        bob.wait_stderr("to end (only 41001 or root can end it)\n");
+        wait_until("bob sleeps", || state_of(bob.pid()) == 'S');
+        // A change that is told, so that the next one is not told at once.
+        fs::write(group.join("cgroup.freeze"), "1").unwrap();
+        fs::write(group.join("cgroup.kill"), "1").unwrap();
+        wait_until("the orphan is dead", || !alive(member));
+        while let Err(error) = fs::remove_dir(&group) {
+            assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+        }
+        bob.wait().exits(0).prints("bob\n");
+        by(&world, ALICE, "perflock true").run().exits(0);
+        assert_clean(&world, &[ALICE, BOB]);
+    }
 }
 
 #[test]
