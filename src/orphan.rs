@@ -143,16 +143,19 @@ pub fn end(
 /// Lets those of the holders ahead go on, if they are ours to.
 pub fn wake_guards(ahead: &Ahead, proc: &Proc, boot: &str, pid_namespace: u64) {
     let here = |record: &&Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
-    ahead.holders.iter().map(|(_, record)| record).filter(here).for_each(|record| wake_guard(record, proc));
+    ahead.holders.iter().filter(|(_, record)| here(&record)).for_each(|(uid, record)| wake_guard(*uid, record, proc));
 }
 
-/// The same for one job of this boot and pid namespace.
-pub fn wake_guard(record: &Record, proc: &Proc) {
-    let (None, Some(pid)) = (record.joined.supervisor(proc), record.guard_pid.and_then(Pid::from_raw)) else { return };
+/// The same for one job of this boot and pid namespace, whose ticket belongs to `owner`.
+pub fn wake_guard(owner: u32, record: &Record, proc: &Proc) {
+    let guard = record.guard_pid.filter(|&pid| pid > 1).and_then(Pid::from_raw);
+    let (None, Some(pid)) = (record.joined.supervisor(proc), guard) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     // Looked at after the pidfd was opened: if it is a guard now, the pidfd is that guard's.
+    // A ticket can name anybody's process: only its owner's is continued.
     let stat = proc.stat(pid.as_raw_pid());
-    if stat.is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T') {
+    let its_own = proc.uid(pid.as_raw_pid()).is_ok_and(|uid| uid == owner);
+    if its_own && stat.is_ok_and(|stat| stat.comm == "perflock-guard" && stat.state == 'T') {
         let _ = pidfd_send_signal(pidfd, Signal::CONT);
     }
 }

@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags};
 
@@ -246,7 +246,9 @@ pub fn locate(mountinfo: &str, path: &Path) -> Result<Location, String> {
         let relative = path.strip_prefix(root).ok()?.to_owned();
         Some(Location { mount, relative, path: path.to_owned() })
     });
-    found.filter(|found| !found.relative.starts_with("..")).ok_or_else(|| {
+    // A ticket's path is its owner's text, and must not lead out of the hierarchy; ours may begin outside of its namespace.
+    let plain = |found: &Location| found.relative.components().all(|part| matches!(part, Component::Normal(_)));
+    found.filter(plain).ok_or_else(|| {
         format!("the group {} is not in the part of the cgroup v2 hierarchy that is mounted here", path.display())
     })
 }

@@ -149,7 +149,7 @@ impl Target<'_> {
     }
 
     fn wait_for_guard(&self) -> Result<(), Error> {
-        orphan::wake_guard(&self.record, &self.here.proc);
+        orphan::wake_guard(self.seen.uid, &self.record, &self.here.proc);
         if self.gone(None, Instant::now() + AT_ONCE)? { Ok(()) } else { Err(self.stays()) }
     }
 

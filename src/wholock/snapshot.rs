@@ -291,7 +291,13 @@ impl View<'_> {
             return job;
         }
         match (&record.group, orphan::location_of(seen, record, &self.mountinfo)) {
-            (_, Some(location)) => self.fill(&mut job, &location.directory()),
+            // Only what proves to be a group of the ticket's owner: its path may lead anywhere.
+            (_, Some(location)) => {
+                let directory = location.directory();
+                if matches!(v2::Group::adopt(location, seen.uid), Ok(Some(_))) {
+                    self.fill(&mut job, &directory);
+                }
+            }
             (Some((backend, _)), None) if backend == Backend::Subreaper.name() => {
                 let members = subreaper::Group::adopt(&job.id.group_name()).members();
                 job.processes = Some(members.len());

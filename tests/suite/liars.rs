@@ -182,7 +182,6 @@ fn way_out(world: &World, directory: &Path) -> String {
 }
 
 #[test]
-#[ignore = "known bug: where debug assertions are on, a negative number of a guard is a panic"]
 fn a_guard_with_a_negative_number_ends_nobody() {
     needs!(Root, V2);
     let world = World::new();
@@ -193,7 +192,6 @@ fn a_guard_with_a_negative_number_ends_nobody() {
 }
 
 #[test]
-#[ignore = "known bug: wholock opens what a ticket's group path leads to, also outside of the hierarchy"]
 fn wholock_reads_no_group_outside_of_the_hierarchy() {
     needs!(Root, V2, OwnGroup);
     let world = World::new();
@@ -208,7 +206,6 @@ fn wholock_reads_no_group_outside_of_the_hierarchy() {
 }
 
 #[test]
-#[ignore = "known bug: the pid that a ticket gives as its guard's may be another user's guard"]
 fn another_user_s_stopped_process_is_not_continued() {
     needs!(Root, V2, OwnGroup, Program("perl"));
     let world = World::new();
