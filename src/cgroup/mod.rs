@@ -147,6 +147,11 @@ pub trait JobGroup: fmt::Debug {
     /// A descriptor on which poll(2) reports `POLLPRI` when the population may have changed; the kernel limits that
     /// to one notice per 10 ms. `None`: changes come as SIGCHLD.
     fn changes(&self) -> Option<BorrowedFd<'_>>;
+    /// A descriptor that becomes readable when the group may have been removed, if the kernel can tell. The notices of
+    /// [`JobGroup::changes`] are held back for up to 10 ms, and one that is held back is lost when the group is removed.
+    fn removal(&self) -> Option<OwnedFd> {
+        None
+    }
     /// Every member that can be listed, sub-groups included.
     fn members(&self) -> Vec<i32>;
     /// Whether this process is a member; false where it cannot be known.

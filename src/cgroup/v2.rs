@@ -3,14 +3,14 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use cgroups_rs::fs::cgroup::Cgroup;
 use cgroups_rs::fs::{Hierarchy, Subsystem};
-use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::fs::{Mode as FileMode, OFlags, inotify};
 
 use super::{GroupError, JobGroup, Maker, Population, Usage, usage};
 use crate::error::FileError;
@@ -204,6 +204,14 @@ impl JobGroup for Group {
 
     fn changes(&self) -> Option<BorrowedFd<'_>> {
         Some(self.events.as_fd())
+    }
+
+    fn removal(&self) -> Option<OwnedFd> {
+        // The group's own directory tells nothing of its end; the one above it does.
+        let above = self.location.directory().parent()?.to_owned();
+        let watcher = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
+        inotify::add_watch(&watcher, &above, inotify::WatchFlags::DELETE | inotify::WatchFlags::ONLYDIR).ok()?;
+        Some(watcher)
     }
 
     fn members(&self) -> Vec<i32> {

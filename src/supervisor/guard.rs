@@ -242,6 +242,7 @@ pub(super) fn systemd_says_stop() -> bool {
 pub fn until_empty(group: &dyn JobGroup, kill: bool, limits: Option<Limits<'_>>) -> bool {
     let longest = Duration::from_secs(1);
     let mut pause = if kill { Duration::from_micros(50) } else { longest };
+    let removal = if kill { None } else { group.removal() };
     loop {
         if kill {
             // If the kernel refuses, all that is left is to keep the lock until the members end by themselves.
@@ -251,18 +252,24 @@ pub fn until_empty(group: &dyn JobGroup, kill: bool, limits: Option<Limits<'_>>)
             return true;
         }
         let notices = group.changes();
-        // Where the kernel reports changes and nothing has to be killed again, there is nothing to look for.
-        let again = if kill || notices.is_none() { Some(Instant::now() + pause) } else { None };
+        // Where the kernel reports everything and nothing has to be killed again, there is nothing to look for.
+        let told_all = notices.is_some() && removal.is_some();
+        let again = if kill || !told_all { Some(Instant::now() + pause) } else { None };
         let deadline = limits.and_then(|limits| limits.deadline);
         if deadline.is_some_and(|at| at <= Instant::now()) {
             return false;
         }
         let again = again.into_iter().chain(deadline).min();
         let mut fds: Vec<PollFd<'_>> = notices.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)).collect();
+        fds.extend(removal.as_ref().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         fds.extend(limits.map(|limits| PollFd::new(limits.interrupt, PollFlags::POLLIN)));
         let slept = crate::poll::until(&mut fds, again);
         if limits.is_some() && slept.is_ok() && fds.last().and_then(PollFd::any) == Some(true) {
             return false;
+        }
+        // Somebody else's group may have gone: what was told is taken, so that it is told again.
+        if let Some(removal) = &removal {
+            while rustix::io::read(removal, &mut [0; 4096]).is_ok_and(|length| length > 0) {}
         }
         pause = (pause * 2).min(longest);
     }
