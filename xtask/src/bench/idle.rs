@@ -10,10 +10,10 @@ use super::tools::{Running, wait_until};
 use crate::Failure;
 
 /// How long they are watched.
-const WATCHED: Duration = Duration::from_secs(10);
+pub(super) const WATCHED: Duration = Duration::from_secs(10);
 
 /// How long they get to settle first.
-const SETTLE: Duration = Duration::from_secs(1);
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// Measures one job.
 ///
@@ -70,7 +70,7 @@ fn child_named(parent: u32, name: &str) -> Option<u32> {
 }
 
 /// Voluntary context switches of every thread of the process.
-fn switches(process: &Path) -> Option<u64> {
+pub(super) fn switches(process: &Path) -> Option<u64> {
     let threads = fs::read_dir(process.join("task")).ok()?.flatten();
     threads
         .map(|thread| value(&fs::read_to_string(thread.path().join("status")).ok()?, "voluntary_ctxt_switches:"))
@@ -78,12 +78,12 @@ fn switches(process: &Path) -> Option<u64> {
 }
 
 /// The process's share of the memory that it uses, in KiB.
-fn pss_kib(process: &Path) -> Option<u64> {
+pub(super) fn pss_kib(process: &Path) -> Option<u64> {
     value(&fs::read_to_string(process.join("smaps_rollup")).ok()?, "Pss:")
 }
 
 /// The number behind `key` at the start of a line.
-fn value(text: &str, key: &str) -> Option<u64> {
+pub(super) fn value(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()
 }

@@ -9,6 +9,7 @@ mod group;
 mod idle;
 mod listing;
 mod machine;
+mod queue;
 mod release;
 mod start;
 mod stats;
@@ -24,7 +25,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 4] = ["start", "release", "wholock", "idle"];
+const NAMES: [&str; 5] = ["start", "queue", "release", "wholock", "idle"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +105,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
         if !options.cold_only {
             print(start::measure(place, "hot", None, options.pairs)?);
         }
+    }
+    if options.wants("queue") {
+        queue::measure(place, (options.pairs / 20).max(5), &mut print)?;
     }
     if options.wants("release") {
         print(release::measure(place, (options.pairs / 20).max(5))?);

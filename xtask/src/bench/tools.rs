@@ -66,9 +66,30 @@ impl Running {
     /// # Errors
     /// As [`Running::wait`].
     pub(super) fn terminate(mut self) -> Result<(), Failure> {
+        self.ask_to_end();
+        self.wait().map(drop)
+    }
+
+    /// Asks it to end.
+    pub(super) fn ask_to_end(&self) {
         // SAFETY: a child that was not waited for, so that the number is still its own.
         unsafe { libc::kill(self.0.id().cast_signed(), libc::SIGTERM) };
-        self.wait().map(drop)
+    }
+
+    /// Whether it ends within this time.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn ended_within(&mut self, time: Duration) -> Result<bool, Failure> {
+        let deadline = Instant::now() + time;
+        loop {
+            match self.0.try_wait() {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) if Instant::now() > deadline => return Ok(false),
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => return Err(format!("cannot wait for a program under test: {error}")),
+            }
+        }
     }
 
     /// Waits for a file that it makes.
