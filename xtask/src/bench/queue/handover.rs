@@ -17,7 +17,7 @@ const WARM_UP: usize = 2;
 const SERVED: usize = 40;
 
 /// How often a short queue is measured for each long one.
-const SHORT_PER_ROUND: usize = 3;
+const SHORT_PER_ROUND: usize = 5;
 
 /// Idle time before the first hand-over.
 const IDLE: Duration = Duration::from_millis(100);
