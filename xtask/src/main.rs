@@ -1,10 +1,11 @@
 //! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `bench` measures what
-//! perflock costs.
+//! perflock costs, `soak` stresses it.
 // A developer's command line tool: its output goes to the terminal and nowhere else.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod check;
+mod soak;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,12 +13,20 @@ use std::process::ExitCode;
 /// What `cargo xtask` alone prints.
 const USAGE: &str = "\
 usage: cargo xtask check
-           what CI runs: format, clippy, licences and bans, unused dependencies, tests
+           what CI runs: format, clippy, licences and bans, unused dependencies, tests, a short soak
        cargo xtask bench [start|queue|release|wholock|idle]... [--pairs N] [--cold-only] [--strict]
            what perflock costs, as interleaved pairs; without a name: everything
            --pairs N    rounds per measurement [default: 100; queue and release: N/20, at least 5]
            --cold-only  leave out the runs without idle time between them
-           --strict     exit 1 if a target is missed";
+           --strict     exit 1 if a target is missed
+       cargo xtask soak [--jobs N | --time 2h] [--seed N] [--parallel N] [--bin DIR]
+           jobs of several users, killed, stopped and cancelled at random; then proves from their log that
+           exclusive jobs were alone, the order was kept and every end is explained; needs root and cgroup v2
+           --jobs N      how many [default: 2000]
+           --time TIME   for so long instead (90s, 10m, 2h)
+           --seed N      what is drawn at random [default: another each time]
+           --parallel N  how many at a time [default: 60]
+           --bin DIR     perflock and pls from there [default: debug binaries, built now]";
 
 /// Why a command of xtask ended early, as one message for the developer.
 type Failure = String;
@@ -31,6 +40,7 @@ fn main() -> ExitCode {
     let result = match command {
         "check" if rest.is_empty() => check::check(),
         "bench" => bench::bench(rest),
+        "soak" => soak::soak(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
