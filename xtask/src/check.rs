@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Failure, cargo};
+use crate::{Failure, cargo, soak};
 
 /// The kinds of test that CI's machine can run, so that skipping one there is a failure.
 const MUST_RUN: &str = "root,v2,scope,programs";
@@ -27,6 +27,9 @@ const STEPS: [&[&str]; 8] = [
     &["test", "--locked", "--package", "perflock-model", "--", "--nocapture"],
 ];
 
+/// Jobs of the last step's soak.
+const SOAK_JOBS: &str = "2000";
+
 /// Runs every step.
 ///
 /// # Errors
@@ -37,11 +40,40 @@ pub(crate) fn check() -> Result<ExitCode, Failure> {
         return Err(missing.join("\nxtask: "));
     }
     let start = Instant::now();
+    let steps = STEPS.len() + 1;
     for (index, arguments) in STEPS.into_iter().enumerate() {
-        step(&format!("{}/{}", index + 1, STEPS.len()), arguments)?;
+        step(&format!("{}/{steps}", index + 1), arguments)?;
     }
-    println!("==> all {} steps passed in {}", STEPS.len(), seconds(start.elapsed()));
+    stress(&format!("{steps}/{steps}"))?;
+    println!("==> all {steps} steps passed in {}", seconds(start.elapsed()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The last step: a soak of the binaries that the tests ran, where one is possible.
+fn stress(position: &str) -> Result<(), Failure> {
+    let arguments = ["--jobs", SOAK_JOBS, "--bin"].map(str::to_owned);
+    let arguments = [&arguments[..], &[soak::debug_binaries().display().to_string()]].concat();
+    let shown = format!("cargo xtask soak {}", arguments.join(" "));
+    println!("==> [{position}] {shown}");
+    if let Some(missing) = soak::missing() {
+        let must = if in_ci() { MUST_RUN.to_owned() } else { std::env::var("PERFLOCK_MUST_RUN").unwrap_or_default() };
+        if must.split(',').any(|named| named == missing.need) {
+            return Err(format!("step {position} must run, but: {}", missing.why));
+        }
+        println!("==> [{position}] SKIP: {}", missing.why);
+        return Ok(());
+    }
+    let start = Instant::now();
+    if soak::soak(&arguments)? != ExitCode::SUCCESS {
+        return Err(format!("step {position} failed after {}: {shown}", seconds(start.elapsed())));
+    }
+    println!("==> [{position}] passed in {}", seconds(start.elapsed()));
+    Ok(())
+}
+
+/// Whether this is CI, which can run everything.
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
 }
 
 /// Runs one step and prints how long it took.
@@ -50,8 +82,7 @@ fn step(position: &str, arguments: &[&str]) -> Result<(), Failure> {
     // cargo-machete takes itself for run by `cargo run` where this is set, and reads its arguments otherwise.
     command.args(arguments).env_remove("CARGO_PKG_NAME");
     let mut shown = format!("cargo {}", arguments.join(" "));
-    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    if in_ci && arguments.first() == Some(&"test") {
+    if in_ci() && arguments.first() == Some(&"test") {
         command.env("PERFLOCK_MUST_RUN", MUST_RUN);
         shown = format!("PERFLOCK_MUST_RUN={MUST_RUN} {shown}");
     }
