@@ -37,7 +37,8 @@ pub(super) fn measure(place: &Inside, rounds: usize) -> Result<Vec<Line>, Failur
             let program = if mode == Mode::Shared { "pls" } else { "perflock" };
             with_lock(place, program, &lock.path)
         })?;
-        own.push(waited_msec.ok_or_else(|| place.failed("perflock was not served"))?);
+        // One that was not served waited at least for that long.
+        own.push(waited_msec.unwrap_or(PATIENCE.as_secs_f64() * 1000.0));
     }
     let flock = served_msec(place, &|lock, mode| {
         let mut command = place.silent("flock")?;
