@@ -41,6 +41,11 @@
 //! removes the ticket. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
 //! ticket still names the group, and whoever gets the lock next deals with it before starting ([`orphan`]).
 //!
+//! Each of these steps has a name in [`step`]. A model made of them (`tests/model`) goes through every interleaving of a few
+//! jobs that are killed, cancelled and stopped; tests crash the program itself at each of them; and a soak
+//! (`cargo xtask soak`) runs thousands of jobs of several users, killed and stopped at random, and proves from their log that
+//! none met another that it should not.
+//!
 //! # What is known not to hold
 //!
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
@@ -53,6 +58,8 @@
 //!   guards from the session, and ends with it.
 //! - A signal whose sender is a member of the job that was reaped before we looked is taken for one from outside, and
 //!   forwarded: the command may get it twice.
+//! - A waiter that comes back from ^Z at the very moment that a later job takes the lock may miss that it was overtaken, and
+//!   keeps its place: it is served before those who came after it, or after one of them.
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;

@@ -8,7 +8,13 @@
 //!
 //! The order comes from **tickets** (`ticket.rs`) in the queue directory `FILE.d`: `N.x` for an exclusive job, `N.s`
 //! for a shared one. [`decide`](decide::decide) says from the tickets alone who may start, and the one thing to sleep
-//! on otherwise; whoever wakes looks again. Nothing polls, and the end of one job wakes only those who slept on it.
+//! on otherwise; [`waiting`] is the machine around it: whoever wakes looks again. Nothing polls, and the end of one job wakes
+//! only those who slept on it.
+//!
+//! A long queue costs no more than a short one at a hand-over. The directory is read when a job joins, under the lock under
+//! which numbers are given: names before ours may go from then on, but none can come. Tickets are asked whether they live
+//! from the nearest down, to the first that waits. And who sleeps on the exclusive job right before it, and sees that one
+//! end well, need not look again: nobody before it is left.
 //!
 //! What makes it safe against crashes and races:
 //! - Choosing a number, linking the ticket, and every unlink of somebody else's dead ticket happen under the
