@@ -286,3 +286,53 @@ fn looking_takes_no_lock_that_anybody_could_notice() {
     watcher.wait().exits(0);
     world.assert_clean();
 }
+
+#[test]
+fn a_job_inside_a_job_has_a_row_below_it() {
+    needs!(V2);
+    for options in ["", "--cgroup none"] {
+        let world = World::new();
+        let script = format!("pls -q {options} sh -c 'echo inside; exec sleep 600'");
+        let outer = world.cmd(&format!("perflock {options} -q sh -c")).arg(&script).spawn();
+        outer.wait_stdout("inside\n");
+        let waiter = world.waiter("2.x", world.cmd("perflock -q true"));
+        let rows = shown(&world);
+        assert_eq!(rows.len(), 3, "{rows:?}");
+        let inner = &rows[1];
+        assert_eq!((&*inner[0], &*inner[1], &*inner[2], &*inner[3]), ("-", &*me(), "-", "inside 1"), "{rows:?}");
+        assert!(inner.last().unwrap().ends_with("pls -q sh -c 'echo inside; exec sleep 600'") || !options.is_empty());
+        // With a group of its own it is counted.
+        let processes = &inner[inner.len() - 2];
+        assert_eq!(processes, if options.is_empty() { "1" } else { "-" }, "{rows:?}");
+        assert_eq!((&*rows[2][0], &*rows[2][3]), ("2", "waiting"), "{rows:?}");
+        outer.signal(libc::SIGTERM);
+        outer.wait().dies_of(libc::SIGTERM);
+        waiter.wait().exits(0);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_flock_that_waits_for_the_job_it_is_a_part_of_is_told_apart() {
+    needs!(V2, Program("flock"));
+    for options in ["", "--cgroup none"] {
+        let world = World::new();
+        let script =
+            format!("flock {0} true & flock -s {0} true & echo running; exec sleep 600", world.lock().display());
+        let job = world.cmd(&format!("perflock {options} -q sh -c")).arg(&script).spawn();
+        job.wait_stdout("running\n");
+        let other = world.cmd("flock").arg(world.lock()).arg("true").spawn();
+        let rows = || shown(&world).into_iter().skip(1).map(|row| format!("{} {}", row[2], row[3])).collect::<Vec<_>>();
+        wait_until("three wait by flock", || rows().len() == 3);
+        let mut seen = rows();
+        seen.sort();
+        assert_eq!(
+            seen,
+            ["exclusive waiting (flock)", "exclusive waits for its own job 1", "shared waits for its own job 1"]
+        );
+        job.signal(libc::SIGTERM);
+        job.wait().dies_of(libc::SIGTERM);
+        other.wait().exits(0);
+        world.assert_clean();
+    }
+}
