@@ -3,6 +3,8 @@
 //! Their dead tickets name them. Whoever gets the lock next holds it while it deals with them: it kills an orphan of
 //! its own user (root: anybody's), and waits for others. So no two jobs that conflict have members at the same time.
 
+use std::path::Component;
+
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::{Backend, GroupError, JobGroup, Population, detect, subreaper, v2};
@@ -46,9 +48,11 @@ pub fn is_hidden(seen: &Seen, record: &Record) -> bool {
     marked && !own.is_root() && own.as_raw() != seen.uid
 }
 
-/// Whether the group that a ticket names lies where we cannot look.
+/// Whether the group that a ticket names lies where we cannot look. A path with detours is nobody's: perflock records none.
 fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
-    matches!(&record.group, Some((_, Some(path))) if detect::locate(mountinfo, path).is_err())
+    let Some((_, Some(path))) = &record.group else { return false };
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    plain && detect::locate(mountinfo, path).is_err()
 }
 
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.

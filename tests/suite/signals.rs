@@ -227,11 +227,14 @@ fn a_command_that_ignores_the_time_limit_is_killed_after_the_grace() {
     job.run().exits(124).prints("").says("perflock: time limit of 200ms reached: ending the command\n");
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
     let job = "trap '' TERM; setsid sleep 600 & echo $! > pid; wait";
-    let grace = crate::harness::patient(Duration::from_millis(200)).as_secs_f64();
-    let done = world.cmd(&format!("perflock --time-limit 0.2 --grace {grace} sh -c")).arg(job).run().exits(124);
+    // On a slow machine the command has to get as far as writing that file.
+    let limit = crate::harness::patient(Duration::from_millis(200));
+    let seconds = limit.as_secs_f64();
+    let done = world.cmd(&format!("perflock --time-limit {seconds} --grace {seconds} sh -c")).arg(job).run().exits(124);
     let pid = pid_in(&world.path("pid"));
+    let limit = limit.as_millis();
     done.says(&format!(
-        "perflock: time limit of 200ms reached: ending the command\n\
+        "perflock: time limit of {limit}ms reached: ending the command\n\
          perflock: killed 1 process after the time limit: sleep ({pid})\n"
     ));
     world.assert_clean();
