@@ -58,8 +58,6 @@
 //!   guards from the session, and ends with it.
 //! - A signal whose sender is a member of the job that was reaped before we looked is taken for one from outside, and
 //!   forwarded: the command may get it twice.
-//! - A waiter that comes back from ^Z at the very moment that a later job takes the lock may miss that it was overtaken, and
-//!   keeps its place: it is served before those who came after it, or after one of them.
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;

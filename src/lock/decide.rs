@@ -62,13 +62,6 @@ pub fn decide(me: Entry, queue: &[Entry], mut life: impl FnMut(Entry) -> Life) -
     if held { Decision::Wait(Target::LockFile) } else { Decision::Start }
 }
 
-/// Whether `other` is the job before `me` that `me` has to wait for, with no further one between them. Nobody comes between
-/// two tickets: numbers only grow.
-pub fn is_next_after(me: Entry, other: Entry, queue: &[Entry]) -> bool {
-    let between = |entry: &&Entry| entry.number > other.number && entry.number < me.number;
-    !queue.iter().filter(between).any(|entry| entry.mode.conflicts_with(me.mode))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,15 +117,6 @@ mod tests {
     fn a_thousand_waiters_cost_one_question() {
         let queue = vec![(Exclusive, Waiting); 1001];
         assert_eq!(decide_last(&queue), (ticket(1000, Exclusive), vec![1000]));
-    }
-
-    #[test]
-    fn nobody_stands_between_who_is_next() {
-        let entry = |number, mode| Entry { number, mode };
-        let queue = [entry(1, Exclusive), entry(2, Shared), entry(3, Shared), entry(4, Exclusive)];
-        assert!(is_next_after(queue[2], queue[0], &queue));
-        assert!(is_next_after(queue[3], queue[2], &queue));
-        assert!(!is_next_after(queue[3], queue[0], &queue));
     }
 
     #[test]

@@ -13,8 +13,9 @@
 //!
 //! A long queue costs no more than a short one at a hand-over. The directory is read when a job joins, under the lock under
 //! which numbers are given: names before ours may go from then on, but none can come. Tickets are asked whether they live
-//! from the nearest down, to the first that waits. And who sleeps on the exclusive job right before it, and sees that one
-//! end well, need not look again: nobody before it is left.
+//! from the nearest down, to the first that waits. Whoever wakes reads the directory once more, and what it read then serves
+//! the search for orphans. (To believe the job right before us that nobody else is left would spare that reading as well; but
+//! that job may have been interrupted before it searched, may see less than we do, or may lie.)
 //!
 //! What makes it safe against crashes and races:
 //! - Choosing a number, linking the ticket, and every unlink of somebody else's dead ticket happen under the

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::decide::{Decision, Entry, Life, Target, decide, is_next_after};
+use super::decide::{Decision, Entry, Life, Target, decide};
 use super::file::LockFile;
 use super::ofd::whole_file;
 use super::queue::Queue;
@@ -63,6 +63,8 @@ pub struct Place {
     stale: bool,
     /// It was stopped meanwhile, so that later jobs may have started before it.
     was_stopped: bool,
+    /// It let its ticket go, and has not come back.
+    is_stopped: bool,
 }
 
 impl Place {
@@ -81,7 +83,7 @@ impl Place {
         };
         let mode = joined.mode;
         let Lock { file, queue } = lock;
-        Ok(Ok(Self { file, queue, ticket, joined, mode, before, stale: false, was_stopped: false }))
+        Ok(Ok(Self { file, queue, ticket, joined, mode, before, stale: false, was_stopped: false, is_stopped: false }))
     }
 
     /// Our ticket.
@@ -117,9 +119,8 @@ impl Place {
                         told = Some(target);
                         on_wait(self.ahead()?, self);
                     }
-                    let (slept, had_its_turn) = self.sleep_on(target, limits)?;
-                    match slept {
-                        Slept::Done => self.woke(target, had_its_turn),
+                    match self.sleep_on(target, limits)? {
+                        Slept::Done => Waiting::woke(target),
                         Slept::Interrupted => return Ok(Woken::Interrupted),
                         Slept::TimedOut => return Ok(Woken::TimedOut),
                     }
@@ -131,15 +132,6 @@ impl Place {
                 Waiting::Granted => return self.granted(),
             };
         }
-    }
-
-    fn woke(&mut self, target: Target, had_its_turn: bool) -> Waiting {
-        let next = Waiting::woke(target, had_its_turn);
-        if next == Waiting::TryLock {
-            // Of those nobody is left.
-            self.before.clear();
-        }
-        next
     }
 
     fn decide(&mut self) -> Result<Decision, LockError> {
@@ -161,19 +153,14 @@ impl Place {
         failure.map_or(Ok(decision), Err)
     }
 
-    /// How the sleep ended, and whether it was for the job right before us, which had its turn.
-    fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<(Slept, bool), LockError> {
+    fn sleep_on(&self, target: Target, limits: Limits<'_>) -> Result<Slept, LockError> {
         let Limits { interrupt, deadline } = limits;
         let sleep = |call| wait::sleep_on(call, interrupt, deadline).map_err(LockError::Wait);
         match target {
-            Target::LockFile => Ok((sleep(Call::Flock(self.file.as_fd(), self.mode))?, false)),
+            Target::LockFile => sleep(Call::Flock(self.file.as_fd(), self.mode)),
             Target::Ticket(entry) => match self.queue.try_see(entry)? {
-                Some(seen) => {
-                    let slept = sleep(Call::WriterGone(seen.as_fd()))?;
-                    let next = is_next_after(self.ticket.entry, entry, &self.before);
-                    Ok((slept, next && slept == Slept::Done && seen.had_its_turn()))
-                }
-                None => Ok((Slept::Done, false)),
+                Some(seen) => sleep(Call::WriterGone(seen.as_fd())),
+                None => Ok(Slept::Done),
             },
         }
     }
@@ -201,9 +188,8 @@ impl Place {
     pub fn ahead(&self) -> Result<Ahead, LockError> {
         let me = self.ticket.entry;
         // Where we were stopped, those that have the machine may have come later.
-        let anywhere = self.was_stopped || self.before.is_empty();
-        let whole = if anywhere { self.queue.entries()? } else { Vec::new() };
-        let queue = if anywhere { &whole } else { &self.before };
+        let whole = if self.was_stopped { self.queue.entries()? } else { Vec::new() };
+        let queue = if self.was_stopped { &whole } else { &self.before };
         let conflicting = |e: Entry| e.number < me.number && e.mode.conflicts_with(me.mode);
         let looked_at = queue.iter().copied().take(LOOKED_AT);
         // Those too many to look at are counted as if they lived.
@@ -224,7 +210,7 @@ impl Place {
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
     pub fn stop(&mut self) {
-        self.was_stopped = true;
+        (self.was_stopped, self.is_stopped) = (true, true);
         // If this cannot be written, a newcomer may clean the ticket away and the place is lost: still safe.
         let _ = self.ticket.record(&Change::Stopped);
         let _ = fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
@@ -245,9 +231,12 @@ impl Place {
             if self.ticket.still_named() && !self.overtaken()? && relock() {
                 // Any line after `stopped` says that the waiter goes on.
                 let resumed = Change::Resumed;
+                self.is_stopped = false;
                 self.ticket.record(&resumed)?;
                 return Ok(true);
             }
+            // It is not locked: only under the directory's lock can its name not come to mean another's.
+            self.ticket.retire();
         }
         let joined_usec = crate::clock::boottime_usec();
         let joined = Joined { joined_usec, ..self.joined.clone() };
@@ -255,9 +244,7 @@ impl Place {
             return Ok(false);
         };
         (self.before, self.stale) = (before, false);
-        let left = std::mem::replace(&mut self.ticket, ticket);
-        self.joined = joined;
-        left.retire();
+        (self.ticket, self.joined, self.is_stopped) = (ticket, joined, false);
         Ok(true)
     }
 
@@ -271,9 +258,11 @@ impl Place {
         Ok(later.filter_map(|entry| self.queue.see(entry)).any(started))
     }
 
-    /// Leaves the queue.
+    /// Leaves the queue. A ticket that was let go is left to a newcomer, who removes it under the directory's lock.
     pub fn leave(self) {
-        self.ticket.retire();
+        if !self.is_stopped {
+            self.ticket.retire();
+        }
     }
 
     /// After [`Woken::Held`].

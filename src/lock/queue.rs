@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode as FileMode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::LockError;
@@ -21,6 +21,9 @@ use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
 use crate::step::Step;
+
+/// How many bytes of names are read from the directory in one call.
+const READ_AT_ONCE: usize = 32 * 1024;
 
 /// How many tickets a newcomer looks at to clean up. Looking at all would make joining a long queue slow.
 const CLEANED_BY_A_NEWCOMER: usize = 8;
@@ -72,7 +75,12 @@ impl Queue {
     pub fn entries(&self) -> Result<Vec<Entry>, LockError> {
         let read = || -> rustix::io::Result<Vec<Entry>> {
             let mut entries = Vec::new();
-            for file in Dir::read_from(&self.directory)? {
+            rustix::fs::seek(&self.directory, SeekFrom::Start(0))?;
+            // At a hand-over everybody waits for this: a thousand names take one call, and no more memory is touched than
+            // they need.
+            let mut buffer = Vec::with_capacity(READ_AT_ONCE);
+            let mut files = RawDir::new(&self.directory, buffer.spare_capacity_mut());
+            while let Some(file) = files.next() {
                 entries.extend(parse_file_name(file?.file_name().to_bytes()));
             }
             Ok(entries)

@@ -43,15 +43,15 @@ pub(super) fn file_name(entry: Entry) -> String {
 
 /// The ticket that a file name stands for; `None` for every name that perflock would not have made.
 pub(super) fn parse_file_name(name: &[u8]) -> Option<Entry> {
-    let (number, letter) = std::str::from_utf8(name).ok()?.split_once('.')?;
-    let mode = match letter {
-        "x" => Mode::Exclusive,
-        "s" => Mode::Shared,
+    let (number, mode) = match name {
+        [number @ .., b'.', b'x'] => (number, Mode::Exclusive),
+        [number @ .., b'.', b's'] => (number, Mode::Shared),
         _ => return None,
     };
-    let entry = Entry { number: number.parse().ok()?, mode };
-    let one_spelling = file_name(entry).as_bytes() == name;
-    (one_spelling && entry.number <= MAX_NUMBER).then_some(entry)
+    // One spelling: digits only, and no leading zeros.
+    let plain = number.iter().all(u8::is_ascii_digit) && (number[..] == *b"0" || !number.starts_with(b"0"));
+    let number = std::str::from_utf8(number).ok().filter(|_| plain)?.parse().ok()?;
+    (number <= MAX_NUMBER).then_some(Entry { number, mode })
 }
 
 /// Our own place in the queue.
@@ -78,8 +78,8 @@ impl Ticket {
         Ok(append(&self.file, change).map_err(FileError::on("write to the ticket", &self.path))?)
     }
 
-    /// Takes the ticket out of the queue. It is unlinked while it is still locked: nobody else removes a live
-    /// ticket, so the name cannot have come to mean another job.
+    /// Takes the ticket out of the queue. It is unlinked while it is still locked, or the directory is: nobody else
+    /// removes a live ticket, so the name cannot have come to mean another job.
     pub fn retire(&self) {
         // Somebody with a right to the directory may have removed it already; then there is nothing to do.
         if self.still_named() {
@@ -200,13 +200,6 @@ impl Seen {
     pub(super) fn still_named(&self, directory: BorrowedFd<'_>) -> bool {
         rustix::fs::statat(directory, file_name(self.entry), AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|named| (named.st_dev, named.st_ino) == (self.device, self.inode))
-    }
-
-    /// Whether the job of a ticket whose lock is free had the machine, gave it back and left the queue: whoever dies on the
-    /// way leaves the ticket's name.
-    pub(super) fn had_its_turn(&self) -> bool {
-        let nameless = self.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
-        nameless && self.record().is_some_and(|record| record.granted_usec.is_some())
     }
 }
 

@@ -2,7 +2,6 @@
 //! program and the model of the queue do what it says, and tell it what came of it.
 
 use super::decide::{Decision, Target};
-use crate::job::Mode;
 
 /// What a waiter has to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,14 +39,10 @@ impl Waiting {
         if got { Self::Granted } else { Self::Sleep(Target::LockFile) }
     }
 
-    /// After [`Waiting::Sleep`] ended because the target was free. Whatever was decided before is old by now, but for one
-    /// case, which spares a long queue the reading of its directory at every hand-over: `had_its_turn` tells that the
-    /// ticket was that of the job right before us ([`is_next_after`](super::decide::is_next_after)), which got the machine
-    /// and gave it back as it should. If that one was exclusive, it saw to it that nobody is left of all who came before.
-    pub fn woke(target: Target, had_its_turn: bool) -> Self {
+    /// After [`Waiting::Sleep`] ended because the target was free. Whatever was decided before is old by now.
+    pub fn woke(target: Target) -> Self {
         match target {
             Target::LockFile => Self::LookAgain,
-            Target::Ticket(entry) if had_its_turn && entry.mode == Mode::Exclusive => Self::TryLock,
             Target::Ticket(_) => Self::Look,
         }
     }

@@ -47,6 +47,8 @@ fn every_interleaving_keeps_the_promises() {
     check(up_to(2, 3, 1, 2, true));
     check(up_to(3, 1, 1, 1, false));
     check(up_to(3, 2, 0, 0, true));
+    check(up_to(3, 2, 0, 1, false));
+    check(up_to(3, 0, 0, 1, true));
     check(up_to(4, 0, 1, 0, false));
     check(up_to(4, 1, 0, 0, false));
 }
@@ -95,8 +97,7 @@ fn planted_mistakes_are_caught() {
     println!("{:<30} | {:<72} | shortest way there", "model: planted mistake", "breaks");
     for bug in Bug::ALL {
         let promise = bug.breaks();
-        let machine = Machine { bug: Some(bug), ..up_to(3, 2, 1, 0, true) };
-        let checker = machine.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        let checker = bug.machine().checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         let path = checker.assert_any_discovery(promise).into_actions();
         println!("{:<30} | {promise:<72} | {} steps, last {:?}", bug.name(), path.len(), path.last());
     }

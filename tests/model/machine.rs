@@ -1,13 +1,13 @@
 //! What can happen next, and what it does.
 
 use perflock::job::Mode;
-use perflock::lock::decide::{decide, is_next_after};
+use perflock::lock::decide::decide;
 use perflock::lock::waiting::Waiting;
 use perflock::lock::{Decision, Entry, Life, Target};
 use perflock::step::Step;
 use stateright::{Model, Property};
 
-use crate::properties::{ALONE, ORDER, OUTSIDERS, VISIBLE};
+use crate::properties::{ALONE, ORDER, OUTSIDERS, PLACE, VISIBLE};
 use crate::state::{Doing, Guard, Job, Outsider, Phase, State, Ticket};
 
 /// A mistake that the program could have, to see that the properties catch it.
@@ -25,26 +25,45 @@ pub(crate) enum Bug {
     NoGuard,
     /// Orphans are looked for before the lock file is taken.
     LockAfterOrphans,
+    /// Who was stopped, and may have been passed, looks for orphans only ahead.
+    SearchAheadOnly,
+    /// A newcomer removes the ticket of a waiter that was stopped.
+    StoppedCleaned,
+    /// A waiter comes back from ^Z without locking the directory.
+    BackWithoutTheLock,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::NoSecondLook,
         Self::PublishBeforeLocking,
         Self::NumberOutsideTheLock,
         Self::TicketRemovedBeforeTheLock,
         Self::NoGuard,
         Self::LockAfterOrphans,
+        Self::SearchAheadOnly,
+        Self::StoppedCleaned,
+        Self::BackWithoutTheLock,
     ];
 
     /// The promise that it breaks.
     pub(crate) fn breaks(self) -> &'static str {
         match self {
             Self::NoSecondLook | Self::PublishBeforeLocking | Self::NumberOutsideTheLock => ORDER,
+            Self::StoppedCleaned => PLACE,
+            Self::BackWithoutTheLock => ORDER,
             Self::TicketRemovedBeforeTheLock => VISIBLE,
             Self::NoGuard => OUTSIDERS,
-            Self::LockAfterOrphans => ALONE,
+            Self::LockAfterOrphans | Self::SearchAheadOnly => ALONE,
         }
+    }
+
+    /// Where it shows.
+    pub(crate) fn machine(self) -> Machine {
+        let stopped = matches!(self, Self::SearchAheadOnly | Self::StoppedCleaned | Self::BackWithoutTheLock);
+        let (cancels, stops) = if stopped { (0, 1) } else { (1, 0) };
+        let outsider = self != Self::SearchAheadOnly;
+        Machine { jobs: 3, kills: 2, cancels, stops, outsider, bug: Some(self) }
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -55,6 +74,9 @@ impl Bug {
             Self::TicketRemovedBeforeTheLock => "ticket removed before the lock",
             Self::NoGuard => "guard dropped",
             Self::LockAfterOrphans => "lock after the orphan check",
+            Self::SearchAheadOnly => "orphans only looked for ahead",
+            Self::StoppedCleaned => "stopped waiter's ticket cleaned",
+            Self::BackWithoutTheLock => "back from ^Z without the lock",
         }
     }
 }
@@ -89,6 +111,8 @@ pub(crate) enum Action {
     Guard(usize, Step),
     /// A guard that was told to end has done so.
     GuardEnds(usize),
+    /// The members of an orphan end by themselves.
+    OrphanEnds(usize),
     /// The supervisor puts another guard into the place of one that was killed.
     ReplaceGuard(usize),
     OutsiderEnds,
@@ -100,6 +124,9 @@ pub(crate) enum Action {
     Stop(usize),
     Continue(usize),
 }
+
+/// Jobs are of this many users in turn: one's own orphans are killed, others' are waited for.
+const USERS: usize = 2;
 
 /// Steps of the supervisor that others cannot tell from the one before.
 const UNSEEN: [Step; 3] = [Step::Running, Step::MainEnded, Step::LeftoversSignalled];
@@ -138,13 +165,14 @@ impl Machine {
                 Phase::Waiting(waiting, doing) => {
                     let asleep = match (waiting, doing) {
                         (Waiting::Sleep(Target::LockFile), _) => !state.lock_is_free(job.mode, Some(i)),
-                        (Waiting::Sleep(_), Doing::Opened(file, _)) => state.is_locked(*file),
+                        (Waiting::Sleep(_), Doing::Opened(file)) => state.is_locked(*file),
                         _ => false,
                     };
                     if !asleep {
                         actions.push(Action::Wait(i, *waiting));
                     }
                 }
+                Phase::Made(_, doing) if Self::waits_for_orphan(state, i, doing) => {}
                 Phase::Made(step, _) => {
                     actions.extend(self.after(*step).map(|next| Action::Step(i, next)));
                     let watches = matches!(step, Step::CommandBorn | Step::GroupKilled);
@@ -160,6 +188,7 @@ impl Machine {
                     actions.push(Action::Guard(i, next.unwrap_or(Step::TicketRemoved)));
                 }
                 Guard::Ending => actions.push(Action::GuardEnds(i)),
+                Guard::Killed if job.orphaned && job.members => actions.push(Action::OrphanEnds(i)),
                 Guard::None | Guard::Watching | Guard::Killed => {}
             }
         }
@@ -168,7 +197,7 @@ impl Machine {
         }
     }
 
-    fn may_happen(state: &State, actions: &mut Vec<Action>) {
+    fn may_happen(&self, state: &State, actions: &mut Vec<Action>) {
         if matches!(state.outsider, Outsider::Away(mode) if state.lock_is_free(mode, None)) {
             actions.push(Action::OutsiderTakes);
         }
@@ -179,25 +208,25 @@ impl Machine {
             if state.kills_left > 0 && matches!(job.guard, Guard::Watching | Guard::Alone(_)) {
                 actions.push(Action::Kill(i, Victim::Guard));
             }
-            if matches!(job.phase, Phase::Waiting(Waiting::Sleep(_), _)) {
-                if state.cancels_left > 0 {
-                    actions.push(Action::Cancel(i));
-                }
-                if state.stops_left > 0 {
-                    actions.push(Action::Stop(i));
-                }
+            let asleep = matches!(job.phase, Phase::Waiting(Waiting::Sleep(_), _));
+            // A signal, or the end of its patience, also while it deals with orphans.
+            if state.cancels_left > 0 && (asleep || matches!(job.phase, Phase::Made(Step::Granted, _))) {
+                actions.push(Action::Cancel(i));
             }
-            if job.phase == Phase::Stopped && state.directory.is_none() {
+            if state.stops_left > 0 && asleep {
+                actions.push(Action::Stop(i));
+            }
+            if job.phase == Phase::Stopped && (state.directory.is_none() || self.has(Bug::BackWithoutTheLock)) {
                 actions.push(Action::Continue(i));
             }
         }
     }
 
     /// Under the directory's lock: removes dead tickets that name nothing any more, with the empty groups they name.
-    fn clean(state: &mut State) {
-        for job in &mut state.jobs {
+    fn clean(&self, state: &mut State, i: usize) {
+        for (_, job) in state.jobs.iter_mut().enumerate().filter(|(other, _)| other % USERS == i % USERS) {
             let Some(ticket) = job.ticket.as_mut().filter(|ticket| ticket.named && !ticket.locked) else { continue };
-            let comes_back = ticket.stopped && job.phase == Phase::Stopped;
+            let comes_back = ticket.stopped && job.phase == Phase::Stopped && !self.has(Bug::StoppedCleaned);
             if !job.members && !comes_back {
                 ticket.named = false;
                 job.group &= !ticket.names_group;
@@ -254,7 +283,6 @@ impl Machine {
             (Waiting::Look | Waiting::LookAgain, _) => {
                 let entries = state.entries();
                 state.jobs[i].saw = state.came_back();
-                state.jobs[i].last_left = false;
                 match answered(own_entry(state, i), &entries, &[]) {
                     Ok(decision) => waiting.looked(decision),
                     Err(_) => {
@@ -264,7 +292,7 @@ impl Machine {
                 }
             }
             (Waiting::TryLock, doing) if self.has(Bug::LockAfterOrphans) && !state.jobs[i].searched => {
-                let doing = Self::search(state, i, doing);
+                let doing = self.search(state, i, doing);
                 state.jobs[i].searched = doing.is_none();
                 state.jobs[i].phase = Phase::Waiting(waiting, doing.unwrap_or_default());
                 return;
@@ -276,26 +304,16 @@ impl Machine {
             }
             (Waiting::Sleep(target @ Target::LockFile), _) => {
                 state.jobs[i].has_lock = true;
-                self.woke(target, false)
+                self.woke(target)
             }
             // Asleep until now.
-            (Waiting::Sleep(target), Doing::Opened(file, is_next)) => {
-                let had_its_turn = is_next && state.ticket(file).is_some_and(|ticket| ticket.granted && !ticket.named);
-                let next = self.woke(target, had_its_turn);
-                if next == Waiting::TryLock {
-                    // What the other saw counts.
-                    state.jobs[i].saw = state.jobs[file.job].saw;
-                    state.jobs[i].last_left = true;
-                }
-                next
-            }
+            (Waiting::Sleep(target), Doing::Opened(_)) => self.woke(target),
             (Waiting::Sleep(target @ Target::Ticket(entry)), _) => match state.find(entry) {
                 Some(file) => {
-                    let is_next = is_next_after(own_entry(state, i), entry, &state.entries());
-                    state.jobs[i].phase = Phase::Waiting(waiting, Doing::Opened(file, is_next));
+                    state.jobs[i].phase = Phase::Waiting(waiting, Doing::Opened(file));
                     return;
                 }
-                None => self.woke(target, false),
+                None => self.woke(target),
             },
             (Waiting::LetGo, _) => {
                 state.jobs[i].has_lock = false;
@@ -309,43 +327,49 @@ impl Machine {
         };
     }
 
-    fn woke(&self, target: Target, had_its_turn: bool) -> Waiting {
+    fn woke(&self, target: Target) -> Waiting {
         match target {
             Target::LockFile if self.has(Bug::NoSecondLook) => Waiting::Granted,
             Target::Ticket(_) if self.has(Bug::NoSecondLook) => Waiting::TryLock,
-            target => Waiting::woke(target, had_its_turn),
+            target => Waiting::woke(target),
         }
     }
 
     /// A part of the search for orphans that may not live beside job `i`; `None` when it is over.
-    fn search(state: &mut State, i: usize, doing: Doing) -> Option<Doing> {
+    fn search(&self, state: &mut State, i: usize, doing: Doing) -> Option<Doing> {
         let me = own_entry(state, i);
-        let mut left = match doing {
-            Doing::Searching(left) => left,
-            _ if state.jobs[i].last_left => return None,
-            _ => {
-                let ahead = |e: &Entry| state.jobs[i].was_stopped || e.number < me.number;
-                let others = state.entries().into_iter().filter(|e| *e != me && e.mode.conflicts_with(me.mode));
-                others.filter(ahead).collect()
-            }
+        let Doing::Searching(mut left) = doing else {
+            let ahead =
+                |e: &Entry| state.jobs[i].was_stopped && !self.has(Bug::SearchAheadOnly) || e.number < me.number;
+            let others = state.entries().into_iter().filter(|e| *e != me && e.mode.conflicts_with(me.mode));
+            let left: Vec<Entry> = others.filter(ahead).collect();
+            return (!left.is_empty()).then_some(Doing::Searching(left));
         };
         let entry = left.pop()?;
         let can_clean = state.directory.is_none();
+        let ours = |job: usize| job % USERS == i % USERS;
         if let Some(file) = state.find(entry).filter(|&file| !state.is_locked(file)) {
             let job = &mut state.jobs[file.job];
             if let Some(ticket) = job.ticket.as_mut().filter(|ticket| ticket.names_group) {
                 job.members = false;
                 job.group = false;
-                ticket.named &= !can_clean;
+                ticket.named &= !(can_clean && ours(file.job));
             }
         }
         (!left.is_empty()).then_some(Doing::Searching(left))
     }
 
+    /// Whether the next that was found is an orphan of another user, which is waited for.
+    fn waits_for_orphan(state: &State, i: usize, doing: &Doing) -> bool {
+        let Doing::Searching(left) = doing else { return false };
+        let found = left.last().and_then(|&entry| state.find(entry)).filter(|&file| !state.is_locked(file));
+        found.is_some_and(|file| state.jobs[file.job].members && file.job % USERS != i % USERS)
+    }
+
     fn step(&self, state: &mut State, i: usize, step: Step, doing: Doing) {
         if step == Step::OrphansEnded
             && !self.has(Bug::LockAfterOrphans)
-            && let Some(doing) = Self::search(state, i, doing)
+            && let Some(doing) = self.search(state, i, doing)
         {
             state.jobs[i].phase = Phase::Made(Step::Granted, doing);
             return;
@@ -475,7 +499,7 @@ impl Model for Machine {
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         self.due(state, actions);
-        Self::may_happen(state, actions);
+        self.may_happen(state, actions);
     }
 
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
@@ -483,7 +507,7 @@ impl Model for Machine {
         match action {
             Action::Number(i) => {
                 if !self.has(Bug::NumberOutsideTheLock) {
-                    Self::clean(&mut next);
+                    self.clean(&mut next, i);
                     next.directory = Some(i);
                 }
                 next.jobs[i].phase = Phase::Numbered(Self::highest(&next) + 1);
@@ -511,6 +535,7 @@ impl Model for Machine {
                 next.jobs[i].guard = Guard::Killed;
                 next.jobs[i].close();
             }
+            Action::OrphanEnds(i) => next.jobs[i].members = false,
             Action::ReplaceGuard(i) => next.jobs[i].guard = Guard::Watching,
             Action::OutsiderTakes => {
                 if let Outsider::Away(mode) = next.outsider {
@@ -523,6 +548,7 @@ impl Model for Machine {
                 next.cancels_left -= 1;
                 next.jobs[i].ticket.iter_mut().for_each(|ticket| ticket.named = false);
                 next.jobs[i].phase = Phase::Done;
+                // With it goes the lock, where it has that.
                 next.jobs[i].close();
             }
             Action::Stop(i) => {

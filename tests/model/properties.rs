@@ -11,6 +11,7 @@ use crate::state::{Guard, Job, Outsider, Phase, State};
 pub(crate) const ALONE: &str = "alone means alone";
 pub(crate) const OUTSIDERS: &str = "flock(1) is kept out too, unless supervisor and guard were both killed";
 pub(crate) const ORDER: &str = "first come, first served";
+pub(crate) const PLACE: &str = "a stopped waiter keeps its ticket";
 pub(crate) const VISIBLE: &str = "who has the lock file is in the queue";
 
 pub(crate) fn all(machine: &Machine) -> Vec<Property<Machine>> {
@@ -19,6 +20,10 @@ pub(crate) fn all(machine: &Machine) -> Vec<Property<Machine>> {
         Property::always(OUTSIDERS, |_: &Machine, state: &State| outsiders(state)),
         Property::always(ORDER, |_: &Machine, state: &State| in_order(state)),
         Property::always(VISIBLE, |_: &Machine, state: &State| visible(state)),
+        Property::always(PLACE, |_: &Machine, state: &State| {
+            let named = |job: &Job| job.ticket.as_ref().is_some_and(|ticket| ticket.named);
+            state.jobs.iter().filter(|job| job.phase == Phase::Stopped).all(named)
+        }),
         Property::always("a group is named by a ticket", |_: &Machine, state: &State| named(state)),
         Property::always("nobody waits for ever", |machine: &Machine, state: &State| {
             nobody_waits_for_ever(machine, state)

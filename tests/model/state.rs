@@ -31,8 +31,8 @@ pub(crate) enum Doing {
     Nothing,
     /// The directory was read, and these questions about tickets were answered.
     Asking(Vec<Entry>, Vec<Life>),
-    /// The ticket to sleep on was opened. Whether it is that of the job right before us.
-    Opened(File, bool),
+    /// The ticket to sleep on was opened.
+    Opened(File),
     /// Those of the tickets that the directory had which were not yet looked at for orphans.
     Searching(Vec<Entry>),
 }
@@ -95,8 +95,6 @@ pub(crate) struct Job {
     pub(crate) came: u8,
     /// Who was there again after a ^Z when it last looked at the queue, one bit each.
     pub(crate) saw: u8,
-    /// Nobody of those before us is left, says the job that was right before us.
-    pub(crate) last_left: bool,
     /// It lost supervisor and guard.
     pub(crate) orphaned: bool,
     /// It searched for orphans, where it does that before it has the lock file.
@@ -116,7 +114,6 @@ impl Job {
             was_stopped: false,
             came: 0,
             saw: 0,
-            last_left: false,
             orphaned: false,
             searched: false,
         }
