@@ -63,10 +63,18 @@ fn find(lock: &Lock, here: &Here, which: &str) -> Result<Option<(Seen, Record)>,
     let entries = lock.queue.entries()?.into_iter().filter(|entry| entry.number == number);
     let seen = entries.filter_map(|entry| lock.queue.see(entry));
     let known = seen.filter_map(|seen| seen.record().map(|record| (seen, record)));
-    let mut jobs = known.filter(|(seen, record)| id.is_none_or(|id| seen.id(record) == id));
-    Ok(jobs.find(|(seen, record)| {
-        seen.is_live() || !orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo)
-    }))
+    let meant = known.filter(|(seen, record)| id.is_none_or(|id| seen.id(record) == id));
+    let mut jobs: Vec<(Seen, Record)> = meant
+        .filter(|(seen, record)| {
+            seen.is_live() || !orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo)
+        })
+        .collect();
+    if jobs.len() > 1 {
+        // perflock gives no number twice, but somebody may have made such a ticket.
+        let ids: Vec<String> = jobs.iter().map(|(seen, record)| seen.id(record).to_string()).collect();
+        return Err(Error::Refused(format!("{number} means more than one job; name one of: {}", ids.join(", "))));
+    }
+    Ok(jobs.pop())
 }
 
 impl Target<'_> {
@@ -115,25 +123,33 @@ impl Target<'_> {
         for signal in [Signal::TERM, Signal::CONT] {
             let _ = pidfd_send_signal(supervisor, signal);
         }
-        let Some(group) = self.group()? else {
-            // It waits, or is about to start: TERM ends it.
+        let group = self.group()?;
+        let now = self.seen.record();
+        if group.is_none() && now.is_none_or(|record| record.granted_usec.is_none()) {
+            // It waits: TERM ends it.
             return self.last_resort(supervisor, None);
-        };
-        signal_members(&*group, &group.members(), Signal::CONT);
+        }
+        if let Some(group) = &group {
+            signal_members(&**group, &group.members(), Signal::CONT);
+        }
         let end = Instant::now() + grace;
         let soon = end.min(Instant::now() + PATIENCE);
         if self.gone(Some(supervisor), soon)? {
             return Ok(());
         }
-        let count = text::count(group.members().len(), "process");
+        let members = group.as_ref().map(|group| group.members().len());
+        let whom =
+            members.map_or_else(|| self.what.clone(), |n| format!("{} of {}", text::count(n, "process"), self.what));
         let left = text::duration(end.saturating_duration_since(Instant::now()));
-        self.say.note(&format!("waiting for {count} of {} to end; killed in {left}", self.what));
+        self.say.note(&format!("waiting for {whom} to end; killed in {left}"));
         if self.gone(Some(supervisor), end)? {
             return Ok(());
         }
-        // The supervisor may have been stopped again: this does without it.
-        self.kill(&*group)?;
-        self.last_resort(supervisor, Some(&*group))
+        if let Some(group) = &group {
+            // The supervisor may have been stopped again: this does without it.
+            self.kill(&**group)?;
+        }
+        self.last_resort(supervisor, group.as_deref())
     }
 
     /// A supervisor that does not end when it has nothing left to do is killed. If there is a guard, it does the rest.
@@ -160,7 +176,10 @@ impl Target<'_> {
                 let _ = group.remove();
                 Ok(())
             }
-            None => Err(Error::Refused(format!("{} has ended already", self.what))),
+            None => Err(Error::Refused(format!(
+                "{} lost its supervisor, and whether its processes ended cannot be told from here",
+                self.what
+            ))),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
 //! ticket. All the reading is here; showing it is in [`super::view`].
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +39,9 @@ pub enum State {
     MaybeOrphan,
 }
 
+/// How many jobs inside a job are shown: somebody may make any number of groups with such names.
+const INNER_SHOWN: usize = 32;
+
 /// One job.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -69,8 +73,10 @@ pub struct Job {
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
     pub group: Option<PathBuf>,
-    /// Jobs inside it.
+    /// Jobs inside it, the first few.
     pub inner: Vec<Inner>,
+    /// How many more there are.
+    pub inner_more: usize,
 }
 
 /// A job inside another one, which holds the machine for it.
@@ -213,7 +219,7 @@ impl View<'_> {
                     snapshot.waiters.push(self.job(seen, &record, state));
                 }
                 Life::Dead => {
-                    if record.stopped && self.supervisor_state(&record).is_some() {
+                    if record.stopped && self.supervisor_state(seen, &record).is_some() {
                         snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter));
                     } else if self.same_machine_view(&record) && orphan::is_hidden(seen, &record) {
                         snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan));
@@ -238,17 +244,17 @@ impl View<'_> {
     }
 
     /// The supervisor's process state; `None` if it is dead or in another pid namespace.
-    fn supervisor_state(&self, record: &Record) -> Option<char> {
+    fn supervisor_state(&self, seen: &Seen, record: &Record) -> Option<char> {
         if Some(record.joined.pid_namespace) != self.pid_namespace || record.joined.boot != self.boot {
             return None;
         }
-        let stat = record.joined.supervisor(self.proc)?;
+        let stat = seen.supervisor(record, self.proc)?;
         (stat.state != 'Z').then_some(stat.state)
     }
 
     fn holder(&self, seen: &Seen, record: &Record) -> Job {
         let foreign = Some(record.joined.pid_namespace) != self.pid_namespace;
-        let state = match self.supervisor_state(record) {
+        let state = match self.supervisor_state(seen, record) {
             Some('T' | 't') => State::Stopped,
             Some(_) if record.releasing => State::Releasing,
             Some(_) => State::Running,
@@ -260,12 +266,12 @@ impl View<'_> {
 
     fn job(&self, seen: &Seen, record: &Record, state: State) -> Job {
         let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
-        let keepers = if same_pids {
-            [Some(record.joined.pid), record.guard_pid].into_iter().flatten().collect()
-        } else {
-            Vec::new()
-        };
-        let supervisor = self.supervisor_state(record).map(|_| record.joined.pid);
+        // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
+        let its_own = |pid: &i32| same_pids && self.proc.uid(*pid).is_ok_and(|uid| uid == seen.uid);
+        let ended = |pid: &i32| same_pids && self.proc.uid(*pid).is_err();
+        let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
+        let keepers = named.filter(|pid| its_own(pid) || ended(pid)).collect();
+        let supervisor = self.supervisor_state(seen, record).map(|_| record.joined.pid);
         Job {
             number: seen.entry.number,
             id: seen.id(record),
@@ -282,6 +288,7 @@ impl View<'_> {
             keepers,
             group: None,
             inner: Vec::new(),
+            inner_more: 0,
         }
     }
 
@@ -302,6 +309,8 @@ impl View<'_> {
                 let members = subreaper::Group::adopt(&job.id.group_name()).members();
                 job.processes = Some(members.len());
                 job.inner = members.into_iter().filter_map(|pid| self.inner(pid)).collect();
+                job.inner_more = job.inner.len().saturating_sub(INNER_SHOWN);
+                job.inner.truncate(INNER_SHOWN);
             }
             _ => {}
         }
@@ -313,20 +322,25 @@ impl View<'_> {
         let (processes, groups) = v2::processes_and_groups_below(directory);
         job.processes = Some(processes.len());
         job.group = Some(directory.to_owned());
-        job.inner = groups.iter().filter_map(|group| self.inner_with_group(group)).collect();
+        let named = |group: &&PathBuf| group.file_name().and_then(OsStr::to_str).and_then(nested::parse_group_name);
+        let inner: Vec<_> = groups.iter().filter_map(|group| Some((group, named(&group)?))).collect();
+        job.inner_more = inner.len().saturating_sub(INNER_SHOWN);
+        let shown = inner.into_iter().take(INNER_SHOWN);
+        job.inner = shown.map(|(group, name)| self.inner_with_group(group, name, &processes)).collect();
     }
 
-    fn inner_with_group(&self, group: &Path) -> Option<Inner> {
-        let (pid, started_usec) = nested::parse_group_name(group.file_name()?.to_str()?)?;
-        // In another pid namespace the number means somebody else.
-        let supervisor = self.inner(pid).unwrap_or(Inner { pid, ..Inner::default() });
-        Some(Inner {
+    /// The job inside that a group is of; `processes` are those of the outer one.
+    fn inner_with_group(&self, group: &Path, (pid, started_usec): (i32, u64), processes: &[i32]) -> Inner {
+        // The name may say anything, and in another pid namespace the number means somebody else.
+        let supervisor = Some(pid).filter(|pid| processes.contains(pid)).and_then(|pid| self.inner(pid));
+        let supervisor = supervisor.unwrap_or(Inner { pid, ..Inner::default() });
+        Inner {
             uid: std::fs::metadata(group).ok().map(|metadata| metadata.uid()),
             age: Some(clock::since(started_usec)),
             usage: Usage::read(group),
             processes: Some(v2::processes_and_groups_below(group).0.len()),
             ..supervisor
-        })
+        }
     }
 
     /// The job inside that this process supervises, if it is a perflock. A guard has another name.

@@ -48,7 +48,13 @@ type Row = [String; COLUMNS.len()];
 /// A job, and those inside it.
 fn rows(job: &Job) -> Vec<Row> {
     let inner = job.inner.iter().map(|inner| inner_row(inner, job.number));
-    [row(job)].into_iter().chain(inner).collect()
+    let more = (job.inner_more > 0).then(|| {
+        let mut row = Row::default().map(|_: String| UNKNOWN.to_owned());
+        row[3] = format!("inside {}", job.number);
+        row[COLUMNS.len() - 1] = format!("and {} more", job.inner_more);
+        row
+    });
+    [row(job)].into_iter().chain(inner).chain(more).collect()
 }
 
 fn inner_row(inner: &Inner, outer: u64) -> Row {
@@ -191,6 +197,7 @@ mod tests {
             keepers: vec![],
             group: None,
             inner: Vec::new(),
+            inner_more: 0,
         }
     }
 
