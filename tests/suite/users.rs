@@ -270,3 +270,31 @@ fn a_user_cannot_continue_or_end_another_user_s_job() {
     alice.wait().dies_of(libc::SIGTERM);
     assert_clean(&world, &[ALICE, BOB]);
 }
+
+/// Whoever has waited for an orphan in vain does not vouch for it to the next in line.
+#[test]
+fn who_stops_waiting_for_an_orphan_leaves_it_to_the_next() {
+    needs!(Root, V2, OwnGroup);
+    for line in ["perflock", "perflock -w 3"] {
+        let world = World::for_uid(ALICE);
+        let alice = by(&world, ALICE, "perflock sh -c").arg("echo $$ > pid; exec sleep 600 >/dev/null 2>&1").spawn();
+        let member = pid_in(&world.path("pid"));
+        let bob = world.waiter("2.x", by(&world, BOB, &format!("{line} echo bob")));
+        let carol = world.waiter("3.x", by(&world, BOB + 1, "perflock sh -c").arg(look(member)));
+        world.kill_both(alice, "1.x");
+        bob.wait_stderr("to end (only 41001 or root can end it)\n");
+        if line == "perflock" {
+            bob.signal(libc::SIGINT);
+            bob.wait().dies_of(libc::SIGINT);
+        } else {
+            bob.wait().exits(75).mentions("gave up after waiting ");
+        }
+        carol.wait_stderr("to end (only 41001 or root can end it)\n");
+        assert!(alive(member) && carol.stdout().is_empty());
+        by(&world, ALICE, "perflock --cancel 1").run().exits(0);
+        assert!(!alive(member));
+        carol.wait().exits(0).prints("ran\n");
+        by(&world, ALICE, "perflock true").run().exits(0);
+        assert_clean(&world, &[ALICE, BOB, BOB + 1]);
+    }
+}
