@@ -78,7 +78,7 @@ impl Config {
         Ok((config, warnings))
     }
 
-    fn apply(&mut self, path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+    pub(crate) fn apply(&mut self, path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
         let line_of =
             |offset: usize| text.as_bytes()[..offset.min(text.len())].iter().filter(|&&b| b == b'\n').count() + 1;
         let error = |offset, why| ConfigError::Line { path: path.to_owned(), line: line_of(offset), why };

@@ -68,6 +68,8 @@ pub mod config;
 pub mod error;
 pub mod exit;
 mod fork;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod helper;
 pub mod job;
 pub mod lock;

@@ -191,7 +191,7 @@ pub struct Flock {
     pub waiting: bool,
 }
 
-fn parse_stat(line: &[u8]) -> Option<Stat> {
+pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
     // The name stands in parentheses and may hold parentheses and spaces itself: the last `)` ends it.
     let open = line.iter().position(|&b| b == b'(')?;
     let close = line.iter().rposition(|&b| b == b')')?;
@@ -203,21 +203,21 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     Some(Stat {
         pid,
         comm,
-        state: fields.first()?.chars().next()?,
+        state: fields.first()?.chars().next().filter(char::is_ascii_alphabetic)?,
         ppid: fields.get(1)?.parse().ok()?,
         start_ticks: number(19)?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
     })
 }
 
-fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
+pub(crate) fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
     let path = file.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"0::"))?;
     // The kernel appends this when the process's group was removed under it.
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
     Some(Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
-fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
+pub(crate) fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let wanted = format!("{major:02x}:{minor:02x}:{inode}");
     let parse_line = |line: &[u8]| {

@@ -28,7 +28,7 @@ pub(super) struct Peer<'a> {
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BusError {
+pub(crate) enum BusError {
     /// The other side says so: the error's name and its words.
     #[error("{1}")]
     Refused(String, String),
@@ -161,9 +161,9 @@ fn request<'a>(peer: Peer<'a>, method: &'a str) -> zbus::Result<zbus::message::B
 
 /// The part of a message that tells its length: byte order, kind, flags, version, the length of the body, the serial, and
 /// the length of the header's fields, which end at a multiple of 8.
-const FIXED: usize = 16;
+pub(crate) const FIXED: usize = 16;
 
-fn frame(fixed: &[u8]) -> Result<(Endian, usize), BusError> {
+pub(crate) fn frame(fixed: &[u8]) -> Result<(Endian, usize), BusError> {
     let word = |at: usize| -> [u8; 4] { fixed[at..at + 4].try_into().unwrap_or_default() };
     let (endian, body, fields) = match fixed[0] {
         b'l' => (Endian::Little, u32::from_le_bytes(word(4)), u32::from_le_bytes(word(12))),

@@ -20,7 +20,7 @@
 //!
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`detect`] says why.
 
-mod bus;
+pub(crate) mod bus;
 pub mod detect;
 pub mod scope;
 pub mod subreaper;

@@ -33,7 +33,7 @@ use crate::procfs::{Proc, Stat};
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
 
 /// The file name of a ticket.
-pub(super) fn file_name(entry: Entry) -> String {
+pub(crate) fn file_name(entry: Entry) -> String {
     let letter = match entry.mode {
         Mode::Exclusive => 'x',
         Mode::Shared => 's',
@@ -42,7 +42,7 @@ pub(super) fn file_name(entry: Entry) -> String {
 }
 
 /// The ticket that a file name stands for; `None` for every name that perflock would not have made.
-pub(super) fn parse_file_name(name: &[u8]) -> Option<Entry> {
+pub(crate) fn parse_file_name(name: &[u8]) -> Option<Entry> {
     let (number, mode) = match name {
         [number @ .., b'.', b'x'] => (number, Mode::Exclusive),
         [number @ .., b'.', b's'] => (number, Mode::Shared),

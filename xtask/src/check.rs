@@ -11,17 +11,32 @@ const MUST_RUN: &str = "root,v2,scope,programs";
 /// A cargo subcommand that does not come with the toolchain: its program, and the version that CI has.
 const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-machete", "0.9.2")];
 
+/// The features that tests alone switch on.
+const TEST_ONLY: &str = "crash-points,fuzzing";
+
 /// What cargo is asked to do, one after the other. `deny check advisories` is not here: its database comes from
-/// outside the package registry, which CI cannot reach. The feature that tests alone switch on has steps of its own: it
-/// changes the program, which everything else is to see as it is.
+/// outside the package registry, which CI cannot reach. Features that tests alone switch on have steps of their own: they
+/// change the program, which everything else is to see as it is.
 const STEPS: [&[&str]; 8] = [
     &["fmt", "--all", "--check"],
     &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
-    &["clippy", "--workspace", "--all-targets", "--locked", "--features", "crash-points", "--", "-D", "warnings"],
+    &["clippy", "--workspace", "--all-targets", "--locked", "--features", TEST_ONLY, "--", "-D", "warnings"],
     &["deny", "--locked", "check", "bans", "licenses", "sources"],
     &["machete"],
     // Before the others, so that what is left in the build directory is the program.
-    &["test", "--locked", "--features", "crash-points", "--test", "suite", "crash_points", "--", "--nocapture"],
+    &[
+        "test",
+        "--locked",
+        "--features",
+        TEST_ONLY,
+        "--lib",
+        "--test",
+        "suite",
+        "--",
+        "crash_points",
+        "fuzz",
+        "--nocapture",
+    ],
     &["test", "--workspace", "--exclude", "perflock-model", "--locked"],
     // With what it counted.
     &["test", "--locked", "--package", "perflock-model", "--", "--nocapture"],
