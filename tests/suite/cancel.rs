@@ -212,3 +212,35 @@ fn the_whole_identity_of_a_job_names_it_as_well() {
     job.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
 }
+
+#[test]
+fn a_job_whose_group_cannot_be_seen_has_its_time_all_the_same() {
+    needs!(Root, V2, OwnGroup, Program("unshare"));
+    let world = World::new();
+    // Longer than what has nothing left to do is given.
+    let script = "trap 'sleep 6; echo saved; exit 3' TERM; echo running; while :; do sleep 0.01; done";
+    let job = world.cmd("perflock -q sh -c").arg(script).spawn();
+    job.wait_stdout("running\n");
+    world.cmd("unshare --cgroup perflock --grace 60 --cancel 1").run().exits(0).mentions("perflock: cancelled job 1 (");
+    job.wait().exits(3).prints("running\nsaved\n");
+    world.assert_clean();
+}
+
+#[test]
+fn a_number_that_means_two_jobs_cancels_neither() {
+    needs!(Root, V2);
+    let world = World::new();
+    let job = world.cmd("perflock -q sh -c").arg("echo $PERFLOCK_JOB; exec sleep 600").spawn();
+    job.wait_stdout("\n");
+    let made = put(&world, "1.s", joined_by(2, "make", ""));
+    let held = hold(&made);
+    let id = job.stdout().trim().to_owned();
+    let done = world.cmd("perflock --cancel 1").run().exits(125).prints("");
+    assert!(done.stderr.starts_with("perflock: 1 means more than one job; name one of: "), "{}", done.stderr);
+    assert!(done.stderr.contains(&id) && alive(job.pid()), "{}", done.stderr);
+    cancelled(&world, "", &id);
+    job.wait().dies_of(libc::SIGTERM);
+    drop(held);
+    std::fs::remove_file(made).unwrap();
+    world.assert_clean();
+}

@@ -298,3 +298,19 @@ fn who_stops_waiting_for_an_orphan_leaves_it_to_the_next() {
         assert_clean(&world, &[ALICE, BOB, BOB + 1]);
     }
 }
+
+/// The one in between could not see it; its owner's next job can.
+#[test]
+fn an_orphan_that_another_user_could_not_see_is_ended_by_its_owner_s_next_job() {
+    needs!(Root, V2, OwnGroup);
+    let world = World::for_uid(ALICE);
+    let script = "echo $$ > pid; exec sleep 600 >/dev/null 2>&1";
+    let alice = by(&world, ALICE, "perflock --cgroup none sh -c").arg(script).spawn();
+    let member = pid_in(&world.path("pid"));
+    let bob = world.waiter("2.x", by(&world, BOB, "perflock echo bob"));
+    let next = world.waiter("3.x", by(&world, ALICE, "perflock sh -c").arg(look(member)));
+    world.kill_both(alice, "1.x");
+    bob.wait().exits(0).prints("bob\n").mentions("whether its processes ended is unknown");
+    next.wait().exits(0).prints("ran\n").mentions("perflock: ending the job ");
+    assert_clean(&world, &[ALICE, BOB]);
+}

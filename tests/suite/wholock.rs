@@ -336,3 +336,31 @@ fn a_flock_that_waits_for_the_job_it_is_a_part_of_is_told_apart() {
         world.assert_clean();
     }
 }
+
+#[test]
+fn a_sub_group_named_like_an_inner_job_s_gets_nobody_else_s_command() {
+    needs!(V2);
+    let world = World::new();
+    let job = world.holder("perflock -q");
+    let other = world.cmd("perflock -q --cgroup none sleep 600").env("PERFLOCK_LOCK", world.path("other"));
+    std::fs::write(world.path("other"), "").unwrap();
+    std::fs::create_dir(world.path("other.d")).unwrap();
+    let other = other.spawn();
+    wait_until("the other job's ticket", || world.path("other.d/1.x").exists());
+    let group = world.job_groups().remove(0);
+    for number in 0..40 {
+        std::fs::create_dir(group.join(format!("perflock-nested-{}-{number}", other.pid()))).unwrap();
+    }
+    let rows = shown(&world);
+    assert_eq!(rows.len(), 1 + 32 + 1, "{rows:?}");
+    let unknown = format!("process {} of another pid namespace", other.pid());
+    for row in &rows[1..33] {
+        assert_eq!((&*row[3], row.last().unwrap()), ("inside 1", &unknown), "{rows:?}");
+    }
+    assert_eq!(rows[33].last().unwrap(), "and 8 more");
+    for running in [job, other] {
+        running.signal(libc::SIGTERM);
+        running.wait().dies_of(libc::SIGTERM);
+    }
+    world.assert_clean();
+}
