@@ -87,6 +87,9 @@ pub struct WholockArgs {
     /// Tell whose job this process belongs to
     #[arg(long, value_name = "PID")]
     pub pid: Option<i32>,
+    /// Print everything as JSON, with every counter that the kernel keeps
+    #[arg(long, conflicts_with_all = ["quiet", "pid"])]
+    pub json: bool,
     /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
     #[arg(short, long)]
     pub quiet: bool,

@@ -1,42 +1,158 @@
-//! What a group has used, from its own files: pure parsers, and a reader that takes a directory.
+//! What a group has used, from its own files: pure parsers, and a reader that takes a directory. Kernel side:
+//! Documentation/admin-guide/cgroup-v2.rst and Documentation/accounting/psi.rst.
 //! Each field is `None` where the kernel has no such file or the controller is not on.
 
 use std::fs;
 use std::path::Path;
 
-/// A group's counters at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::Serialize;
+
+/// A group's counters at one moment, all processes together that are or ever were in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// CPU time of every process that ever was in the group: `cpu.stat`.
+    /// CPU time.
     pub cpu_usec: Option<u64>,
     /// The part spent in user mode.
     pub user_usec: Option<u64>,
     /// The part spent in the kernel.
     pub system_usec: Option<u64>,
-    /// Memory charged to the group now, page cache included: `memory.current`.
+    /// How long the group was held back by its CPU limit.
+    pub throttled_usec: Option<u64>,
+    /// How long some process had to wait for a CPU.
+    pub cpu_stall_usec: Option<u64>,
+    /// Memory charged to the group now, page cache included.
     pub memory_bytes: Option<u64>,
-    /// The most it ever was: `memory.peak`, Linux 5.19.
+    /// The most it ever was; Linux 5.19.
     pub memory_peak_bytes: Option<u64>,
+    /// The part that belongs to no file: heaps, stacks.
+    pub memory_anon_bytes: Option<u64>,
+    /// The part that is page cache: the kernel takes it back when it needs memory.
+    pub memory_file_bytes: Option<u64>,
+    /// Swap used now.
+    pub swap_bytes: Option<u64>,
+    /// How long some process had to wait for memory.
+    pub memory_stall_usec: Option<u64>,
+    /// Page faults.
+    pub faults: Option<u64>,
+    /// Those that had to read from a disk.
+    pub major_faults: Option<u64>,
+    /// Processes that were killed because the group had no memory left.
+    pub oom_kills: Option<u64>,
+    /// Processes and threads now.
+    pub tasks: Option<u64>,
+    /// The most there ever were; Linux 6.1.
+    pub tasks_peak: Option<u64>,
+    /// Bytes read from block devices.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to block devices.
+    pub written_bytes: Option<u64>,
+    /// Reads from block devices.
+    pub reads: Option<u64>,
+    /// Writes to block devices.
+    pub writes: Option<u64>,
+    /// How long some process had to wait for a block device.
+    pub io_stall_usec: Option<u64>,
 }
 
+/// Where each field is from: a file of the group's directory, and a key in it.
+pub const SOURCES: [(&str, &str, &str); 21] = [
+    ("cpu_usec", "cpu.stat", "usage_usec"),
+    ("user_usec", "cpu.stat", "user_usec"),
+    ("system_usec", "cpu.stat", "system_usec"),
+    ("throttled_usec", "cpu.stat", "throttled_usec"),
+    ("cpu_stall_usec", "cpu.pressure", "some total"),
+    ("memory_bytes", "memory.current", ""),
+    ("memory_peak_bytes", "memory.peak", ""),
+    ("memory_anon_bytes", "memory.stat", "anon"),
+    ("memory_file_bytes", "memory.stat", "file"),
+    ("swap_bytes", "memory.swap.current", ""),
+    ("memory_stall_usec", "memory.pressure", "some total"),
+    ("faults", "memory.stat", "pgfault"),
+    ("major_faults", "memory.stat", "pgmajfault"),
+    ("oom_kills", "memory.events", "oom_kill"),
+    ("tasks", "pids.current", ""),
+    ("tasks_peak", "pids.peak", ""),
+    ("read_bytes", "io.stat", "rbytes"),
+    ("written_bytes", "io.stat", "wbytes"),
+    ("reads", "io.stat", "rios"),
+    ("writes", "io.stat", "wios"),
+    ("io_stall_usec", "io.pressure", "some total"),
+];
+
 impl Usage {
-    /// Reads the files of the group's directory.
+    /// Reads what the short reports and tables need: CPU time and memory.
     pub fn read(directory: &Path) -> Self {
-        let file = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
-        let cpu = file("cpu.stat");
+        let files = Files(directory);
+        let cpu = files.text("cpu.stat");
         Self {
             cpu_usec: keyed(&cpu, "usage_usec"),
             user_usec: keyed(&cpu, "user_usec"),
             system_usec: keyed(&cpu, "system_usec"),
-            memory_bytes: file("memory.current").trim().parse().ok(),
-            memory_peak_bytes: file("memory.peak").trim().parse().ok(),
+            throttled_usec: keyed(&cpu, "throttled_usec"),
+            memory_bytes: files.number("memory.current"),
+            memory_peak_bytes: files.number("memory.peak"),
+            ..Self::default()
         }
+    }
+
+    /// Reads every file that there is.
+    pub fn read_all(directory: &Path) -> Self {
+        let files = Files(directory);
+        let (memory, events) = (files.text("memory.stat"), files.text("memory.events"));
+        let io = fs::read_to_string(directory.join("io.stat")).ok();
+        let over_devices = |key| io.as_ref().map(|text| over_devices(text, key));
+        Self {
+            cpu_stall_usec: stall(&files.text("cpu.pressure")),
+            memory_anon_bytes: keyed(&memory, "anon"),
+            memory_file_bytes: keyed(&memory, "file"),
+            swap_bytes: files.number("memory.swap.current"),
+            memory_stall_usec: stall(&files.text("memory.pressure")),
+            faults: keyed(&memory, "pgfault"),
+            major_faults: keyed(&memory, "pgmajfault"),
+            oom_kills: keyed(&events, "oom_kill"),
+            tasks: files.number("pids.current"),
+            tasks_peak: files.number("pids.peak"),
+            read_bytes: over_devices("rbytes"),
+            written_bytes: over_devices("wbytes"),
+            reads: over_devices("rios"),
+            writes: over_devices("wios"),
+            io_stall_usec: stall(&files.text("io.pressure")),
+            ..Self::read(directory)
+        }
+    }
+}
+
+/// The files of a group. What cannot be read is empty.
+struct Files<'a>(&'a Path);
+
+impl Files<'_> {
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap_or_default()
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.text(name).trim().parse().ok()
     }
 }
 
 /// The value of `key` in a flat-keyed file: a line `key value`.
 pub(crate) fn keyed(file: &str, key: &str) -> Option<u64> {
     file.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).and_then(|value| value.trim().parse().ok())
+}
+
+/// The stall time in a pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=123`, in microseconds.
+pub(crate) fn stall(file: &str) -> Option<u64> {
+    let some = file.lines().find_map(|line| line.strip_prefix("some "))?;
+    some.split(' ').find_map(|field| field.strip_prefix("total=")?.trim().parse().ok())
+}
+
+/// The sum of `key` over the devices in a nested-keyed file: lines `8:0 rbytes=1 wbytes=2 …`. A group that has not used any
+/// has no line.
+pub(crate) fn over_devices(file: &str, key: &str) -> u64 {
+    let of_device = |line: &str| {
+        line.split(' ').find_map(|field| field.strip_prefix(key)?.strip_prefix('=')?.trim().parse::<u64>().ok())
+    };
+    file.lines().filter_map(of_device).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -57,8 +173,39 @@ mod tests {
             system_usec: Some(100),
             memory_bytes: Some(4096),
             memory_peak_bytes: Some(8192),
+            ..Usage::default()
         };
         assert_eq!(Usage::read(directory.path()), usage);
+        assert_eq!(Usage::read_all(directory.path()), usage);
+    }
+
+    /// Every field is read from the file that is said to be its source, and from nothing else.
+    #[test]
+    fn every_field_has_its_source() {
+        let fields = |usage: &Usage| match serde_json::to_value(usage).unwrap() {
+            serde_json::Value::Object(fields) => fields,
+            other => panic!("{other}"),
+        };
+        for (field, file, key) in SOURCES {
+            let directory = tempfile::tempdir().unwrap();
+            let text = match (file, key) {
+                (_, "") => "7\n".to_owned(),
+                (_, "some total") => {
+                    "some avg10=1.00 avg60=2.00 avg300=3.00 total=7\nfull avg10=0.00 total=9\n".to_owned()
+                }
+                ("io.stat", key) => format!("8:0 {key}=3 other{key}=9\n8:16 x=1 {key}=4\n"),
+                (_, key) => format!("{key}x 9\n{key} 7\n"),
+            };
+            fs::write(directory.path().join(file), text).unwrap();
+            let usage = fields(&Usage::read_all(directory.path()));
+            let known = usage.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name);
+            // The file that is there tells that of the others there is none.
+            let from_it = |name: &&String| SOURCES.iter().any(|&(field, f, _)| field == **name && f == file);
+            assert!(known.clone().all(|name| from_it(&name)), "{field}: {usage:?}");
+            assert!(known.filter(|name| usage[*name] != 0).eq([field]), "{field}: {usage:?}");
+            assert_eq!(usage[field], 7);
+        }
+        assert_eq!(fields(&Usage::default()).len(), SOURCES.len());
     }
 
     #[test]
@@ -84,13 +231,19 @@ mod tests {
             prop_assert_eq!(keyed(&text, "usage_usec"), Some(value));
         }
 
+    }
+
+    proptest! {
+        // Each writes a dozen files.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn any_files_of_a_group_are_read_without_panic(bytes: Vec<u8>) {
             let directory = tempfile::tempdir().unwrap();
-            for name in ["cpu.stat", "memory.current", "memory.peak"] {
+            for (_, name, _) in SOURCES {
                 fs::write(directory.path().join(name), &bytes).unwrap();
             }
-            let _ = Usage::read(directory.path());
+            let _ = Usage::read_all(directory.path());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `wholock`: who holds the machine, who waits, and what each job uses. It looks and changes nothing, takes no lock,
 //! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
 
+pub mod json;
 pub mod snapshot;
 pub mod view;
 
@@ -8,6 +9,7 @@ use std::ffi::{c_char, c_int};
 use std::io::{self, Write as _};
 use std::time::Duration;
 
+use crate::cgroup::Usage;
 use crate::cli::{self, Aside, WholockArgs};
 use crate::config::ConfigError;
 use crate::exit::{self, Ending};
@@ -79,15 +81,20 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
     })?;
     let proc = Proc::default();
     if let Some(pid) = args.pid {
-        return whose(pid, &Snapshot::take(&lock, &proc, Duration::ZERO).map_err(Error::Lock)?, &proc);
+        let snapshot = Snapshot::take(&lock, &proc, Duration::ZERO, Usage::read).map_err(Error::Lock)?;
+        return whose(pid, &snapshot, &proc);
     }
     // Whether the machine is free takes no watching.
     let sample = if args.quiet { Duration::ZERO } else { args.sample.unwrap_or(SAMPLE) };
-    let snapshot = Snapshot::take(&lock, &proc, sample).map_err(Error::Lock)?;
+    let read = if args.json { Usage::read_all } else { Usage::read };
+    let snapshot = Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock)?;
     if args.quiet {
         return Ok(u8::from(!snapshot.free()));
     }
-    print(&view::table(&snapshot, view::terminal_width()))?;
+    print(&match args.json {
+        true => json::document(&snapshot, &path),
+        false => view::table(&snapshot, view::terminal_width()),
+    })?;
     Ok(0)
 }
 

@@ -120,6 +120,7 @@ pub struct Snapshot {
 struct View<'a> {
     lock: &'a Lock,
     proc: &'a Proc,
+    read: fn(&Path) -> Usage,
     mountinfo: String,
     boot: String,
     pid_namespace: Option<u64>,
@@ -127,14 +128,15 @@ struct View<'a> {
 }
 
 impl Snapshot {
-    /// Looks at the lock, twice `sample` apart.
+    /// Looks at the lock, twice `sample` apart; `read` reads the counters of a group.
     ///
     /// # Errors
     /// The queue directory could not be read.
-    pub fn take(lock: &Lock, proc: &Proc, sample: Duration) -> Result<Self, LockError> {
+    pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
         let view = View {
             lock,
             proc,
+            read,
             mountinfo: detect::own_mountinfo(),
             boot: proc.boot_id().unwrap_or_default(),
             pid_namespace: proc.own_namespace("pid").ok(),
@@ -318,7 +320,7 @@ impl View<'_> {
     }
 
     fn fill(&self, job: &mut Job, directory: &Path) {
-        job.usage = Usage::read(directory);
+        job.usage = (self.read)(directory);
         let (processes, groups) = v2::processes_and_groups_below(directory);
         job.processes = Some(processes.len());
         job.group = Some(directory.to_owned());
@@ -337,7 +339,7 @@ impl View<'_> {
         Inner {
             uid: std::fs::metadata(group).ok().map(|metadata| metadata.uid()),
             age: Some(clock::since(started_usec)),
-            usage: Usage::read(group),
+            usage: (self.read)(group),
             processes: Some(v2::processes_and_groups_below(group).0.len()),
             ..supervisor
         }
