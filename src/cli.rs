@@ -90,6 +90,9 @@ pub struct WholockArgs {
     /// Print everything as JSON, with every counter that the kernel keeps
     #[arg(long, conflicts_with_all = ["quiet", "pid"])]
     pub json: bool,
+    /// Also show every process of each job, with its own CPU time and memory
+    #[arg(long, conflicts_with_all = ["quiet", "json"])]
+    pub tree: bool,
     /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
     #[arg(short, long)]
     pub quiet: bool,

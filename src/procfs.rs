@@ -42,6 +42,8 @@ pub struct Stat {
     pub start_ticks: u64,
     /// User and system time of the live process, in clock ticks.
     pub cpu_ticks: u64,
+    /// Its resident memory, in pages.
+    pub resident_pages: u64,
 }
 
 impl Default for Proc {
@@ -207,6 +209,7 @@ pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
         ppid: fields.get(1)?.parse().ok()?,
         start_ticks: number(19)?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
+        resident_pages: number(21)?,
     })
 }
 
@@ -242,8 +245,15 @@ mod tests {
     #[test]
     fn a_name_full_of_parentheses_does_not_shift_the_fields() {
         let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 0 0 20 0 1 0 5000 2277376 225 1 1";
-        let expected =
-            Stat { pid: 42, comm: "a) R 1 (b".to_owned(), state: 'S', ppid: 7, start_ticks: 5000, cpu_ticks: 42 };
+        let expected = Stat {
+            pid: 42,
+            comm: "a) R 1 (b".to_owned(),
+            state: 'S',
+            ppid: 7,
+            start_ticks: 5000,
+            cpu_ticks: 42,
+            resident_pages: 225,
+        };
         assert_eq!(parse_stat(line), Some(expected));
     }
 
@@ -293,7 +303,7 @@ mod tests {
                 "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} 0 0 20 0 1 0 {start_ticks} 9 2\n"
             );
             let cpu_ticks = u64::from(user) + u64::from(system);
-            let expected = Stat { pid, comm, state: 'S', ppid, start_ticks, cpu_ticks };
+            let expected = Stat { pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, resident_pages: 2 };
             prop_assert_eq!(parse_stat(line.as_bytes()), Some(expected));
         }
 

@@ -3,6 +3,7 @@
 
 pub mod json;
 pub mod snapshot;
+pub mod tree;
 pub mod view;
 
 use std::ffi::{c_char, c_int};
@@ -73,7 +74,11 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
     let opened = Lock::open(&path);
     if args.private && matches!(opened, Err(LockError::Missing(_))) {
         // Made by the first job: nobody can have it yet.
-        return if args.quiet { Ok(0) } else { print(view::FREE).map(|()| 0) };
+        return match (args.quiet, args.json) {
+            (true, _) => Ok(0),
+            (_, true) => print(&json::document(&Snapshot::default(), &path)).map(|()| 0),
+            (_, false) => print(view::FREE).map(|()| 0),
+        };
     }
     let lock = opened.map_err(|error| match error {
         LockError::Missing(_) => Error::NotSetUp(error),
@@ -93,7 +98,7 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
     }
     print(&match args.json {
         true => json::document(&snapshot, &path),
-        false => view::table(&snapshot, view::terminal_width()),
+        false => view::table(&snapshot, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)
 }

@@ -65,6 +65,8 @@ pub struct Job {
     pub cpu_now_percent: Option<f64>,
     /// Living processes.
     pub processes: Option<usize>,
+    /// Their pids, jobs inside it included.
+    pub members: Vec<i32>,
     /// Its command line.
     pub command: Vec<String>,
     /// Its note.
@@ -289,6 +291,7 @@ impl View<'_> {
             message: record.joined.message.clone(),
             keepers,
             group: None,
+            members: Vec::new(),
             inner: Vec::new(),
             inner_more: 0,
         }
@@ -310,6 +313,7 @@ impl View<'_> {
             (Some((backend, _)), None) if backend == Backend::Subreaper.name() => {
                 let members = subreaper::Group::adopt(&job.id.group_name()).members();
                 job.processes = Some(members.len());
+                job.members.clone_from(&members);
                 job.inner = members.into_iter().filter_map(|pid| self.inner(pid)).collect();
                 job.inner_more = job.inner.len().saturating_sub(INNER_SHOWN);
                 job.inner.truncate(INNER_SHOWN);
@@ -329,6 +333,7 @@ impl View<'_> {
         job.inner_more = inner.len().saturating_sub(INNER_SHOWN);
         let shown = inner.into_iter().take(INNER_SHOWN);
         job.inner = shown.map(|(group, name)| self.inner_with_group(group, name, &processes)).collect();
+        job.members = processes;
     }
 
     /// The job inside that a group is of; `processes` are those of the outer one.

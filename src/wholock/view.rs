@@ -5,7 +5,9 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::snapshot::{Inner, Job, Snapshot, State};
+use super::tree::{self, Process};
 use crate::lock::outsiders::Outsider;
+use crate::procfs::Proc;
 use crate::text;
 
 /// What is shown when there is nothing to show.
@@ -20,6 +22,9 @@ const COLUMNS: [&str; 11] =
 /// Columns with numbers.
 const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
 
+/// No process is indented further.
+const DEEPEST: usize = 20;
+
 /// The least that is left of a command line in a narrow terminal.
 const SHORTEST_COMMAND: usize = 12;
 
@@ -28,12 +33,16 @@ pub fn terminal_width() -> Option<u16> {
     rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
-/// Holders, waiters, outsiders.
-pub fn table(snapshot: &Snapshot, width: Option<u16>) -> String {
+/// Holders, waiters, outsiders; with the processes of each job if `tree` says where they are to be read.
+pub fn table(snapshot: &Snapshot, width: Option<u16>, tree: Option<&Proc>) -> String {
     if snapshot.free() {
         return FREE.to_owned();
     }
-    let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(rows);
+    let with_processes = |job: &Job| {
+        let processes = tree.map(|proc| tree::read(proc, &job.members)).unwrap_or_default();
+        rows(job).into_iter().chain(processes.iter().map(process_row)).collect::<Vec<_>>()
+    };
+    let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(with_processes);
     let outsiders = snapshot.outsiders.iter().map(|(outsider, job)| outsider_row(outsider, *job));
     lay_out(jobs.chain(outsiders).collect(), width)
 }
@@ -55,6 +64,32 @@ fn rows(job: &Job) -> Vec<Row> {
         row
     });
     [row(job)].into_iter().chain(inner).chain(more).collect()
+}
+
+fn process_row(process: &Process) -> Row {
+    let command = text::command_line(&process.command);
+    let name = text::escape(&process.stat.comm);
+    let state = match process.stat.state {
+        'R' => "running",
+        'S' | 'I' => "sleeping",
+        'D' => "in the kernel",
+        'T' => "stopped",
+        't' => "traced",
+        'Z' | 'X' => "ended",
+        _ => UNKNOWN,
+    };
+    let mut row = Row::default();
+    row[1] = process.uid.map_or_else(|| UNKNOWN.to_owned(), |uid| text::escape(&crate::user::name(uid)));
+    row[3] = state.to_owned();
+    row[7] = text::duration(process.cpu());
+    row[8] = text::bytes(process.memory_bytes());
+    row[COLUMNS.len() - 1] = format!(
+        "{}{} {}",
+        "  ".repeat(process.depth.min(DEEPEST)),
+        process.stat.pid,
+        if command.is_empty() { name } else { command }
+    );
+    row
 }
 
 fn inner_row(inner: &Inner, outer: u64) -> Row {
@@ -196,6 +231,7 @@ mod tests {
             message: None,
             keepers: vec![],
             group: None,
+            members: Vec::new(),
             inner: Vec::new(),
             inner_more: 0,
         }
@@ -203,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_free_machine_is_said_to_be_free() {
-        assert_eq!(table(&Snapshot::default(), None), "the machine is free\n");
+        assert_eq!(table(&Snapshot::default(), None, None), "the machine is free\n");
     }
 
     #[test]
@@ -223,7 +259,7 @@ JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY
   7  root  exclusive  running        12m 30s     400%     200%       25m    3.0G     12  make
   8  root  exclusive  waiting for 7  12m 30s        -        -         -       -      -  '\\u{1b}[31mred'
 ";
-        assert_eq!(table(&snapshot, None), expected);
+        assert_eq!(table(&snapshot, None, None), expected);
     }
 
     #[test]
@@ -231,7 +267,7 @@ JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY
         use unicode_width::UnicodeWidthStr;
         let snapshot = Snapshot { holders: vec![job(7, State::Running, &"漢字".repeat(200))], ..Snapshot::default() };
         for width in [0, 80, 120, 200] {
-            let text = table(&snapshot, Some(width));
+            let text = table(&snapshot, Some(width), None);
             let widest = text.lines().map(UnicodeWidthStr::width).max().unwrap();
             assert!(widest <= usize::from(width).max(95), "{width}: {widest}\n{text}");
         }

@@ -431,3 +431,36 @@ fn without_a_group_json_has_null_for_what_nobody_counts() {
     job.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
 }
+
+#[test]
+fn the_tree_shows_every_process_below_its_job() {
+    needs!(V2);
+    for options in ["", "--cgroup none"] {
+        let world = World::new();
+        let script = "sh -c 'sleep 601 & setsid sleep 602 & echo running; wait' & wait";
+        let job = world.cmd(&format!("perflock -q {options} sh -c")).arg(script).spawn();
+        job.wait_stdout("running\n");
+        let shown = || world.cmd("wholock --tree --sample 0").run().exits(0).says("").stdout;
+        wait_until("setsid executed sleep", || shown().contains(" sleep 602\n"));
+        let text = shown();
+        let rows: Vec<&str> = text.lines().skip(1).collect();
+        let processes: Vec<String> =
+            rows[1..].iter().map(|row| row.split("  ").last().unwrap().trim().to_owned()).collect();
+        let names: Vec<&str> = processes.iter().map(|text| text.split_once(' ').unwrap().1).collect();
+        let inner = "sh -c 'sleep 601 & setsid sleep 602 & echo running; wait'";
+        assert_eq!(names[1..], [inner, "sleep 601", "sleep 602"], "{text}");
+        assert!(names[0].starts_with("sh -c 'sh -c "), "{text}");
+        let column = |row: &str, what: &str| row.find(what).unwrap();
+        let pid = |index: usize| processes[index].split(' ').next().unwrap();
+        let indents: Vec<usize> = (0..4).map(|index| column(rows[index + 1], &format!("{} ", pid(index)))).collect();
+        assert_eq!(indents.iter().map(|at| at - indents[0]).collect::<Vec<_>>(), [0, 2, 4, 4], "{text}");
+        for row in &rows[1..] {
+            let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+            assert_eq!((cells[0], cells[1]), (&*me(), "sleeping"), "{text}");
+            assert!(cells[2].ends_with('s') && cells[3].ends_with(['K', 'M']), "{text}");
+        }
+        job.signal(libc::SIGTERM);
+        job.wait().dies_of(libc::SIGTERM);
+        world.assert_clean();
+    }
+}
