@@ -90,6 +90,9 @@ pub struct WholockArgs {
     /// Print everything as JSON, with every counter that the kernel keeps
     #[arg(long, conflicts_with_all = ["quiet", "pid"])]
     pub json: bool,
+    /// Show one job in full, by its number, with every counter and every process
+    #[arg(value_name = "JOB", conflicts_with_all = ["pid", "quiet", "json", "tree"])]
+    pub job: Option<String>,
     /// Also show every process of each job, with its own CPU time and memory
     #[arg(long, conflicts_with_all = ["quiet", "json"])]
     pub tree: bool,

@@ -1,6 +1,7 @@
 //! `wholock`: who holds the machine, who waits, and what each job uses. It looks and changes nothing, takes no lock,
 //! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
 
+pub mod full;
 pub mod json;
 pub mod snapshot;
 pub mod tree;
@@ -34,6 +35,8 @@ enum Error {
     NotSetUp(LockError),
     #[error("there is no process {0}")]
     NoProcess(i32),
+    #[error("there is no job {0}; wholock alone shows the jobs with their numbers")]
+    NoJob(String),
     #[error("cannot write: {}", crate::error::reason(.0))]
     Write(io::Error),
 }
@@ -91,8 +94,13 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
     }
     // Whether the machine is free takes no watching.
     let sample = if args.quiet { Duration::ZERO } else { args.sample.unwrap_or(SAMPLE) };
-    let read = if args.json { Usage::read_all } else { Usage::read };
+    let read = if args.json || args.job.is_some() { Usage::read_all } else { Usage::read };
     let snapshot = Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock)?;
+    if let Some(which) = &args.job {
+        let job = snapshot.find(which).ok_or_else(|| Error::NoJob(crate::text::escape(which)))?;
+        print(&full::text(job, view::terminal_width(), &proc))?;
+        return Ok(0);
+    }
     if args.quiet {
         return Ok(u8::from(!snapshot.free()));
     }

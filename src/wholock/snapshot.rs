@@ -169,6 +169,11 @@ impl Snapshot {
         self.holders.iter().chain(&self.waiters)
     }
 
+    /// The job of this number or identity.
+    pub fn find(&self, which: &str) -> Option<&Job> {
+        self.jobs().find(|job| job.number.to_string() == which || job.id.to_string() == which)
+    }
+
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
         let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();

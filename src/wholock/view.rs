@@ -47,6 +47,11 @@ pub fn table(snapshot: &Snapshot, width: Option<u16>, tree: Option<&Proc>) -> St
     lay_out(jobs.chain(outsiders).collect(), width)
 }
 
+/// A job's processes alone, read from `proc`.
+pub fn processes_table(job: &Job, width: Option<u16>, proc: &Proc) -> String {
+    lay_out(tree::read(proc, &job.members).iter().map(process_row).collect(), width)
+}
+
 /// Some jobs.
 pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
     lay_out(jobs.iter().flat_map(|job| rows(job)).collect(), width)
@@ -111,8 +116,9 @@ fn inner_row(inner: &Inner, outer: u64) -> Row {
     ]
 }
 
-fn row(job: &Job) -> Row {
-    let state = match job.state {
+/// What a job is doing, in a word or two.
+pub fn state(job: &Job) -> String {
+    match job.state {
         State::Running => "running".to_owned(),
         State::Stopped | State::StoppedWaiter => "stopped".to_owned(),
         State::Releasing => "releasing".to_owned(),
@@ -121,7 +127,10 @@ fn row(job: &Job) -> Row {
         State::Waiting => "waiting".to_owned(),
         State::Orphan => "orphan".to_owned(),
         State::MaybeOrphan => "orphan?".to_owned(),
-    };
+    }
+}
+
+fn row(job: &Job) -> Row {
     let command = text::command_line(&job.command);
     let command = match &job.message {
         Some(message) => format!("{command}  # {}", text::escape(message)),
@@ -132,7 +141,7 @@ fn row(job: &Job) -> Row {
         job.number.to_string(),
         text::escape(&crate::user::label(job.uid, job.login_uid)),
         job.mode.to_string(),
-        state,
+        state(job),
         text::duration(job.age),
         percent(job.cpu_now_percent),
         percent(job.cpu_average_percent()),
@@ -172,7 +181,8 @@ fn percent(percent: Option<f64>) -> String {
     known(percent.map(|percent| format!("{percent:.0}%")))
 }
 
-fn known(value: Option<String>) -> String {
+/// The value, or what stands for one that is not known.
+pub fn known(value: Option<String>) -> String {
     value.unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
