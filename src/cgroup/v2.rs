@@ -89,7 +89,7 @@ impl Group {
         }
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_no_place(&error) => return Ok(None),
             Err(error) => return Err(FileError::on("look at the group", &path)(error).into()),
         };
         if metadata.uid() != owner {
@@ -143,6 +143,17 @@ fn check_name(path: &Path) -> Result<(), GroupError> {
     match path.file_name().and_then(OsStr::to_str) {
         Some(name) if name.starts_with(GROUP_PREFIX) => Ok(()),
         _ => Err(GroupError::Refused { path: path.to_owned(), why: "its name is not a job group's" }),
+    }
+}
+
+/// Whether there is no group at a path, and none can be: it is free, leads through a file, is longer than the kernel takes,
+/// or has a NUL byte, of which the kernel is not asked. A ticket with such a path must not keep the machine from everybody.
+fn is_no_place(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    match error.kind() {
+        NotFound | NotADirectory | InvalidFilename => true,
+        InvalidInput => error.raw_os_error().is_none(),
+        _ => false,
     }
 }
 
@@ -309,6 +320,16 @@ mod tests {
         assert!(matches!(Group::create(&location("a"), "system.slice"), Err(GroupError::Refused { .. })));
         assert!(matches!(Group::adopt(location("../perflock-1"), 0), Err(GroupError::Refused { .. })));
         assert!(Group::adopt(location("a/perflock-1"), 0).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_path_that_no_group_can_have_names_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let through_a_file = Location { mount: file.path().to_owned(), ..location("a/perflock-1") };
+        let (long, longer) = (format!("{}/perflock-1", "a".repeat(300)), format!("{}perflock-1", "a/".repeat(2500)));
+        for place in [through_a_file, location("a\0b/perflock-1"), location(&long), location(&longer)] {
+            assert!(matches!(Group::adopt(place.clone(), 0), Ok(None)), "{place:?}");
+        }
     }
 
     #[test]
