@@ -19,7 +19,9 @@ pub fn group_name(pid: u32, started_usec: u64) -> String {
 /// The supervisor's pid, in its own pid namespace, and when it started the job.
 pub fn parse_group_name(name: &str) -> Option<(i32, u64)> {
     let (pid, started) = name.strip_prefix(GROUP_PREFIX)?.strip_prefix(PREFIX)?.split_once('-')?;
-    Some((pid.parse().ok()?, u64::from_str_radix(started, 16).ok()?))
+    let (pid, started_usec): (i32, u64) = (pid.parse().ok()?, u64::from_str_radix(started, 16).ok()?);
+    // One spelling: no signs, no leading zeros.
+    (pid > 0 && group_name(pid.cast_unsigned(), started_usec) == name).then_some((pid, started_usec))
 }
 
 /// How many tickets are looked at for an ancestor of ours.
@@ -101,6 +103,13 @@ fn ancestors(proc: &Proc) -> Vec<Stat> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn other_spellings_are_no_inner_job_s() {
+        for name in ["+5-7", "5-+7", "05-7", "5-07", "5-A", "0-7", "-5-7", "5-7-8", "5"] {
+            assert_eq!(parse_group_name(&format!("perflock-nested-{name}")), None, "{name}");
+        }
+    }
 
     proptest! {
         #[test]
