@@ -49,7 +49,8 @@ pub fn cut(text: &str, columns: usize) -> String {
     let mut short = String::new();
     let mut used = 0;
     for c in text.chars() {
-        used += c.width().unwrap_or(0);
+        // A variation selector has no width, but the character before it may be wider with it.
+        used += c.width().unwrap_or(0) + usize::from(matches!(c, '\u{fe00}'..='\u{fe0f}'));
         if used + 1 > columns {
             break;
         }
@@ -189,6 +190,13 @@ mod tests {
         assert_eq!(cut("漢字漢字", 5), "漢字…");
         assert_eq!(cut("make", 4), "make");
         assert_eq!(cut("make", 0), "");
+        // Shown as a picture, it is wider than without the selector.
+        for wide in ["\u{2764}\u{fe0f}", "\u{2018}\u{fe01}"] {
+            for columns in 0..20 {
+                let short = cut(&wide.repeat(30), columns);
+                assert!(short.width() <= columns, "{columns}: {short}");
+            }
+        }
     }
 
     proptest! {
