@@ -1,6 +1,7 @@
 //! Text for people: escaping what other users wrote, durations, sizes, counts.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -17,6 +18,11 @@ pub fn escape(text: &str) -> String {
         }
     }
     safe
+}
+
+/// A path, escaped for a terminal: in a ticket it is another user's text.
+pub fn path(path: &Path) -> String {
+    escape(&path.display().to_string())
 }
 
 /// Characters that change how others are shown: bidirectional controls, zero-width marks, line separators.

@@ -39,6 +39,7 @@ pub use detect::{Detected, Place, Refusal, detect};
 pub use usage::Usage;
 
 use crate::error::FileError;
+use crate::text;
 
 /// Whether a job gets a group of its own: `--cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,7 @@ pub enum GroupError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Not a group that perflock may touch.
-    #[error("refusing to touch {}: {why}", .path.display())]
+    #[error("refusing to touch {}: {why}", text::path(.path))]
     Refused {
         /// The group.
         path: PathBuf,
@@ -109,7 +110,7 @@ pub enum GroupError {
         why: &'static str,
     },
     /// The group could not be killed.
-    #[error("cannot kill the group {}: {why}", .path.display())]
+    #[error("cannot kill the group {}: {why}", text::path(.path))]
     Kill {
         /// The group.
         path: PathBuf,
