@@ -16,7 +16,7 @@ pub(super) const BUS: Peer<'static> =
     Peer { destination: "org.freedesktop.DBus", object: "/org/freedesktop/DBus", interface: "org.freedesktop.DBus" };
 
 /// Longer messages are not for us.
-const LONGEST: usize = 1 << 20;
+pub(crate) const LONGEST: usize = 1 << 20;
 
 /// Whom a call is for.
 #[derive(Clone, Copy)]

@@ -278,7 +278,7 @@ fn start_unit(bus: &mut Bus, unit: &str, pid: u32, system: bool) -> Result<Strin
 }
 
 /// An error's words for a person.
-fn explain(error: &BusError) -> String {
+pub(crate) fn explain(error: &BusError) -> String {
     let words = crate::text::escape(&error.to_string());
     if matches!(error, BusError::Refused(..)) { format!("systemd says: {words}") } else { words }
 }
@@ -290,7 +290,7 @@ fn is_socket_of(path: &Path, uid: Option<u32>) -> bool {
 }
 
 /// The path in a D-Bus address such as `unix:path=/run/user/1000/bus,guid=…`; other kinds of address are not used.
-fn unix_path(address: &str) -> Option<PathBuf> {
+pub(crate) fn unix_path(address: &str) -> Option<PathBuf> {
     let first = address.split(';').next()?;
     let pairs = first.strip_prefix("unix:")?.split(',');
     let path = pairs.into_iter().find_map(|pair| pair.strip_prefix("path="))?;

@@ -188,7 +188,7 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
     groups
 }
 
-fn parse_population(events: &str) -> Population {
+pub(crate) fn parse_population(events: &str) -> Population {
     // What cannot be read as empty is not taken for empty.
     match usage::keyed(events, "populated") {
         Some(0) => Population::Empty,

@@ -15,13 +15,13 @@ use crate::procfs::{Proc, Stat};
 pub const FORMAT: u32 = 1;
 
 /// No ticket is larger; a larger file is not one.
-pub(super) const MAX_SIZE: u64 = 64 * 1024;
+pub(crate) const MAX_SIZE: u64 = 64 * 1024;
 
 /// How much of the command line a ticket keeps. In JSON a control character takes six bytes.
-const MAX_COMMAND: usize = 4096;
+pub(crate) const MAX_COMMAND: usize = 4096;
 
 /// How much of a message a ticket keeps.
-const MAX_MESSAGE: usize = 1024;
+pub(crate) const MAX_MESSAGE: usize = 1024;
 
 /// The first line of a ticket: who joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
