@@ -1,5 +1,6 @@
 //! A place in the queue, from joining to holding the machine to giving it back.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -187,9 +188,7 @@ impl Place {
     /// The queue directory could not be read.
     pub fn ahead(&self) -> Result<Ahead, LockError> {
         let me = self.ticket.entry;
-        // Where we were stopped, those that have the machine may have come later.
-        let whole = if self.was_stopped { self.queue.entries()? } else { Vec::new() };
-        let queue = if self.was_stopped { &whole } else { &self.before };
+        let queue = who_may_have_started(&self.queue, &self.before, self.was_stopped)?;
         let conflicting = |e: Entry| e.number < me.number && e.mode.conflicts_with(me.mode);
         let looked_at = queue.iter().copied().take(LOOKED_AT);
         // Those too many to look at are counted as if they lived.
@@ -272,6 +271,15 @@ impl Place {
     }
 }
 
+/// Those before us, and everybody where we were stopped: then those that have the machine may have come later.
+fn who_may_have_started<'a>(
+    queue: &Queue,
+    before: &'a [Entry],
+    was_stopped: bool,
+) -> Result<Cow<'a, [Entry]>, LockError> {
+    if was_stopped { Ok(queue.entries()?.into()) } else { Ok(before.into()) }
+}
+
 /// A ticket at the end of the queue, and what is before it.
 fn enter(
     queue: &Queue,
@@ -316,8 +324,7 @@ impl Hold {
     /// The queue directory could not be read.
     pub fn dead(&self) -> Result<Vec<(Seen, Record)>, LockError> {
         let me = self.ticket.entry;
-        let whole = if self.was_stopped { self.queue.entries()? } else { Vec::new() };
-        let others = if self.was_stopped { &whole } else { &self.before };
+        let others = who_may_have_started(&self.queue, &self.before, self.was_stopped)?;
         let conflicting = others.iter().filter(|e| e.number != me.number && e.mode.conflicts_with(me.mode));
         Ok(conflicting
             .copied()
