@@ -7,7 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags};
 
@@ -247,8 +247,7 @@ pub fn locate(mountinfo: &str, path: &Path) -> Result<Location, String> {
         Some(Location { mount, relative, path: path.to_owned() })
     });
     // A ticket's path is its owner's text, and must not lead out of the hierarchy; ours may begin outside of its namespace.
-    let plain = |found: &Location| found.relative.components().all(|part| matches!(part, Component::Normal(_)));
-    found.filter(plain).ok_or_else(|| {
+    found.filter(Location::is_plain).ok_or_else(|| {
         format!("the group {} is not in the part of the cgroup v2 hierarchy that is mounted here", path.display())
     })
 }

@@ -40,6 +40,11 @@ impl Location {
         Some(Self { mount: self.mount.clone(), relative, path })
     }
 
+    /// Its path in the mount has no detours, which could lead out of the hierarchy.
+    pub fn is_plain(&self) -> bool {
+        self.relative.components().all(|part| matches!(part, Component::Normal(_)))
+    }
+
     /// Its directory.
     pub fn directory(&self) -> PathBuf {
         self.mount.join(&self.relative)
@@ -84,7 +89,7 @@ impl Group {
         check_name(&location.path)?;
         let path = location.directory();
         let refused = |why| GroupError::Refused { path: path.clone(), why };
-        if !location.relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !location.is_plain() {
             return Err(refused("its path is not a plain one"));
         }
         let metadata = match fs::symlink_metadata(&path) {
