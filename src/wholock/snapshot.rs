@@ -276,10 +276,9 @@ impl View<'_> {
     fn job(&self, seen: &Seen, record: &Record, state: State) -> Job {
         let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
         // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
-        let its_own = |pid: &i32| same_pids && self.proc.uid(*pid).is_ok_and(|uid| uid == seen.uid);
-        let ended = |pid: &i32| same_pids && self.proc.uid(*pid).is_err();
+        let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
         let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
-        let keepers = named.filter(|pid| its_own(pid) || ended(pid)).collect();
+        let keepers = named.filter(ended_or_its_own).collect();
         let supervisor = self.supervisor_state(seen, record).map(|_| record.joined.pid);
         Job {
             number: seen.entry.number,
