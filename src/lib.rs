@@ -73,6 +73,7 @@ pub mod fuzz;
 mod helper;
 pub mod job;
 pub mod lock;
+pub mod machine;
 mod mask;
 pub mod nested;
 pub mod orphan;
