@@ -45,6 +45,12 @@ pub struct RunArgs {
     /// The job's cgroup: the best there is, a real one or fail, or none [default: auto]
     #[arg(long, value_name = "auto|required|none", value_parser = Choice::parse)]
     pub cgroup: Option<Choice>,
+    /// Afterwards tell all that is known of the run, on stderr
+    #[arg(long)]
+    pub report: bool,
+    /// Write the same to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report_file: Option<PathBuf>,
     /// The lock file; the queue is PATH.d [default: /run/perflock]
     #[arg(long, value_name = "PATH")]
     pub lock: Option<PathBuf>,

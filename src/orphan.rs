@@ -146,8 +146,9 @@ pub fn end(
 /// A guard that somebody stopped cannot do its work when its supervisor dies, and would hold the machine for ever.
 /// Lets those of the holders ahead go on, if they are ours to.
 pub fn wake_guards(ahead: &Ahead, proc: &Proc, boot: &str, pid_namespace: u64) {
-    let here = |record: &&Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
-    ahead.holders.iter().filter(|(_, record)| here(&record)).for_each(|(uid, record)| wake_guard(*uid, record, proc));
+    let here = |record: &Record| record.joined.boot == boot && record.joined.pid_namespace == pid_namespace;
+    let holders = ahead.holders.iter().filter(|holder| here(&holder.record));
+    holders.for_each(|holder| wake_guard(holder.uid, &holder.record, proc));
 }
 
 /// The same for one job of this boot and pid namespace, whose ticket belongs to `owner`.

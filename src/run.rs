@@ -5,6 +5,7 @@
 //!
 //! Everything that can fail without the machine is tried before the queue is joined.
 
+mod account;
 mod cancel;
 mod job;
 mod wait;
@@ -25,6 +26,7 @@ use crate::orphan;
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
+use crate::report::document::Reason;
 use crate::say::Say;
 use crate::settings::{Environment, LOCK, Settings, Verbosity};
 use crate::step::Step;
@@ -34,11 +36,15 @@ use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::SpawnError;
 use crate::text;
+use account::Account;
 use job::{Finished, Job};
 use wait::fatal;
 
 /// The job of a lock that a process belongs to. A job of another lock inside it replaces it.
 const JOB_VARIABLE: &str = nested::VARIABLE;
+/// A job that takes this long gets a line at the end.
+const WORTH_A_LINE: Duration = Duration::from_secs(2);
+
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
 
@@ -53,6 +59,8 @@ enum Error {
     Command(#[from] CommandError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    File(#[from] crate::error::FileError),
     #[error(transparent)]
     Group(#[from] GroupError),
     #[error(transparent)]
@@ -129,7 +137,10 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         match &args.cancel {
             _ if args.setup => set_up(&settings, args, &say),
             Some(job) => cancel(settings, job, &say),
-            None => Run { settings, say, inherited }.run(args),
+            None => {
+                let account = Account::open(&settings, &args.command)?;
+                Run { settings, say, inherited, account }.run(args)
+            }
         }
     });
     result.unwrap_or_else(|error| match error {
@@ -172,6 +183,7 @@ struct Run {
     settings: Settings,
     say: Say,
     inherited: Inherited,
+    account: Account,
 }
 
 /// What this machine and this process are, found out once.
@@ -226,6 +238,14 @@ fn no_group(detected: &Detected) -> Error {
 
 impl Run {
     fn run(mut self, args: &RunArgs) -> Result<Ending, Error> {
+        let result = self.attempt(args);
+        if let Err(error) = &result {
+            self.did_not_run(Reason::Failed, Some(error.to_string()));
+        }
+        result
+    }
+
+    fn attempt(&mut self, args: &RunArgs) -> Result<Ending, Error> {
         let command = Command::look_up(&args.command, std::env::var_os("PATH").as_deref())?;
         if command.missing_yet {
             let name = text::escape(&args.command[0].to_string_lossy());
@@ -235,6 +255,7 @@ impl Run {
         let mut detected = self.detect(&here)?;
         if self.settings.private {
             self.settings.lock = setup::private_lock()?;
+            self.account.uses(&self.settings.lock);
         }
         let lock = self.open_lock()?;
         let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
@@ -335,6 +356,7 @@ impl Run {
         }
         let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
         let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
+        self.account.inside(outer.id);
         let job = Job { run: self, command, signals, hold: None, name: &name, variables: &variables };
         let result = job.run(detected, &here.mountinfo);
         self.finish(result, None, Duration::ZERO)
@@ -364,18 +386,21 @@ impl Run {
             command: Joined::fit_command(&argv),
             message: self.settings.message.as_deref().map(Joined::fit_message),
         };
-        let hold = match self.obtain(lock, joined, here, signals, started)? {
-            Ok(hold) => hold,
-            Err(ending) => return Ok(ending),
-        };
+        let obtained = self.obtain(lock, joined, here, signals, started)?;
         let waited = started.elapsed();
+        self.account.waited(waited);
+        let hold = match obtained {
+            Ok(hold) => hold,
+            Err(ending) => return Ok(self.without_the_machine(ending)),
+        };
+        self.account.holds(hold.ticket().id);
         // From here on the machine is ours: whatever fails, it is given back.
         let held = self.run_held(command, here, detected, &hold, signals, self.limits(signals, started));
         match held {
             Ok(Some(result)) => self.finish(result, Some(hold), waited),
             Ok(None) => {
                 hold.release();
-                Ok(self.gave_up(started))
+                Ok(self.without_the_machine(self.gave_up(started)))
             }
             Err(error) => {
                 hold.release();
@@ -423,8 +448,23 @@ impl Run {
         Ok(Some(job.run(detected, &here.mountinfo)))
     }
 
+    /// Notes in the report that the machine was not obtained.
+    fn without_the_machine(&self, ending: Ending) -> Ending {
+        let error = match ending {
+            Ending::Signal(signal) => Some(format!("ended by {} while it waited", report::full::signal_name(signal))),
+            Ending::Code(_) => None,
+        };
+        self.did_not_run(Reason::LockNotObtained, error);
+        ending
+    }
+
+    fn did_not_run(&self, reason: Reason, error: Option<String>) {
+        self.account.did_not_run(reason, error).iter().for_each(|line| self.say.wrong(line));
+    }
+
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
+        let held = self.account.held();
         let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
         let failed = !matches!(&result, Ok(Finished { outcome: Outcome { exit: Exit::Code(0), .. }, .. }));
         let cancelled = hold.as_ref().filter(|_| failed).and_then(|hold| hold.ticket().cancelled_by());
@@ -439,15 +479,17 @@ impl Run {
             guard.reap();
         }
         let what_happened = [report::stopped(&outcome), report::ended(&outcome, self.say.name())];
-        for line in warnings.iter().chain(what_happened.iter().flatten()) {
+        // Before anything is printed: a reader of stderr may be slow.
+        let (full, not_written) = self.account.finished(&outcome, held, cancelled);
+        for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&not_written) {
             self.say.wrong(line);
         }
-        let worth_a_line = outcome.wall >= Duration::from_secs(2) || told_waiting;
-        let line = report::usage(&outcome, waited);
-        if worth_a_line && io::stderr().is_terminal() {
-            self.say.note(&line);
-        } else {
-            self.say.detail(&line);
+        let worth_a_line = outcome.wall >= WORTH_A_LINE || told_waiting;
+        match full {
+            // Asked for by name, so said even with --quiet.
+            Some(full) => self.say.wrong(&full),
+            None if worth_a_line && io::stderr().is_terminal() => self.say.note(&report::usage(&outcome, waited)),
+            None => self.say.detail(&report::usage(&outcome, waited)),
         }
         Ok(match outcome.exit {
             _ if outcome.timed_out => Ending::Code(exit::TIMED_OUT),

@@ -47,6 +47,10 @@ pub struct Settings {
     pub cgroup: cgroup::Choice,
     /// How much is said.
     pub verbosity: Verbosity,
+    /// The full report is printed.
+    pub report: bool,
+    /// The full report is written there.
+    pub report_file: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -62,6 +66,8 @@ impl Default for Settings {
             policy: Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None },
             cgroup: cgroup::Choice::Auto,
             verbosity: Verbosity::Normal,
+            report: false,
+            report_file: None,
         }
     }
 }
@@ -101,6 +107,8 @@ impl Settings {
             },
             cgroup: args.cgroup.or(config.cgroup).unwrap_or(default.cgroup),
             verbosity,
+            report: args.report,
+            report_file: args.report_file.clone(),
         }
     }
 }

@@ -78,6 +78,25 @@ pub fn duration(duration: Duration) -> String {
     spelled.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// A duration that was measured, as precise as time(1)'s while that says anything: `0.043s`, `12.34s`, `1m 28.1s`, `2h 3m 4s`.
+pub fn measured(duration: Duration) -> String {
+    // Rounded first, so that 59.996 s is not 60.00 s.
+    let (unit, digits) = match duration.as_millis() {
+        0..9_999 => (1, 3),
+        9_999..59_995 => (10, 2),
+        59_995..3_599_950 => (100, 1),
+        _ => (1000, 0),
+    };
+    let rounded = (duration.as_millis() + unit / 2) / unit * unit;
+    let (minutes, millis) = (rounded / 60_000, rounded % 60_000);
+    let seconds = format!("{:.digits$}s", millis as f64 / 1000.0);
+    match minutes {
+        0 => seconds,
+        1..60 => format!("{minutes}m {seconds}"),
+        _ => format!("{}h {}m {seconds}", minutes / 60, minutes % 60),
+    }
+}
+
 /// A duration that somebody chose, to the last digit: `10s`, `1.5s`, `250ms`.
 pub fn exact_duration(duration: Duration) -> String {
     if duration.as_secs() > 0 && duration.subsec_nanos() > 0 && duration.as_secs() < 60 {
@@ -158,6 +177,25 @@ mod tests {
             [(0.04, "0.0s"), (0.44, "0.4s"), (9.96, "10.0s"), (59.0, "59s"), (7384.0, "2h 3m"), (93_784.0, "1day 2h")];
         for (seconds, text) in cases {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn measured_durations_keep_what_was_measured() {
+        let cases = [
+            (0.0432, "0.043s"),
+            (9.9984, "9.998s"),
+            (9.9996, "10.00s"),
+            (12.344, "12.34s"),
+            (59.9949, "59.99s"),
+            (59.9999, "1m 0.0s"),
+            (88.14, "1m 28.1s"),
+            (3599.99, "1h 0m 0s"),
+            (7384.6, "2h 3m 5s"),
+            (93_784.0, "26h 3m 4s"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(measured(Duration::from_secs_f64(seconds)), text);
         }
     }
 

@@ -31,7 +31,7 @@ pub mod v2;
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -162,8 +162,8 @@ pub trait JobGroup: fmt::Debug {
     /// # Errors
     /// The group is not one that may be killed, or the kernel refused.
     fn kill(&self) -> Result<(), GroupError>;
-    /// What the job has used so far. Read it before [`JobGroup::remove`].
-    fn usage(&self) -> Usage;
+    /// What the job has used so far, by [`Usage::read`] or [`Usage::read_all`]. Read it before [`JobGroup::remove`].
+    fn usage(&self, read: fn(&Path) -> Usage) -> Usage;
     /// Removes the empty group with its sub-groups.
     ///
     /// # Errors

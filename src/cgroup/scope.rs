@@ -195,8 +195,8 @@ impl JobGroup for Group {
         self.job.kill()
     }
 
-    fn usage(&self) -> Usage {
-        self.job.usage()
+    fn usage(&self, read: fn(&Path) -> Usage) -> Usage {
+        self.job.usage(read)
     }
 
     fn remove(&self) -> Result<(), GroupError> {

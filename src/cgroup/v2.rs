@@ -248,8 +248,8 @@ impl JobGroup for Group {
         }
     }
 
-    fn usage(&self) -> Usage {
-        Usage::read(&self.location.directory())
+    fn usage(&self, read: fn(&Path) -> Usage) -> Usage {
+        read(&self.location.directory())
     }
 
     fn remove(&self) -> Result<(), GroupError> {

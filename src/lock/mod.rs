@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 
 pub use decide::{Decision, Entry, Life, Target};
 pub use file::LockFile;
-pub use place::{Ahead, Hold, Lock, Place, Woken};
+pub use place::{Ahead, Hold, Lock, Other, Place, Woken};
 pub use queue::Queue;
 pub use record::{Change, Joined, Record};
 pub use ticket::{Seen, Ticket};

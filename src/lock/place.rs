@@ -37,6 +37,17 @@ pub enum Woken {
     TimedOut,
 }
 
+/// Another job that is alive, by its ticket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Its place in the queue.
+    pub number: u64,
+    /// The ticket's owner: the user whose job it is.
+    pub uid: u32,
+    /// What the ticket says.
+    pub record: Record,
+}
+
 /// Who is ahead of a waiter, as of the moment it looked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ahead {
@@ -45,7 +56,7 @@ pub struct Ahead {
     /// Every one of them was seen alive; false where there were too many to look at.
     pub exact: bool,
     /// The jobs that have the machine: we, or those before us, wait for them.
-    pub holders: Vec<(u32, Record)>,
+    pub holders: Vec<Other>,
     /// The supervisors of the jobs that were looked at, whoever they are.
     pub supervisors: Vec<i32>,
 }
@@ -201,7 +212,7 @@ impl Place {
             let Some(record) = seen.record() else { continue };
             supervisors.push(record.joined.pid);
             if record.granted_usec.is_some() {
-                holders.push((seen.uid, record));
+                holders.push(Other { number: seen.entry.number, uid: seen.uid, record });
             }
         }
         Ok(Ahead { jobs, exact, holders, supervisors })
@@ -372,6 +383,19 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// The jobs that are alive, in the order of the queue, but not that of number `own`; the first few of very many. Asking
+    /// takes no lock.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn others(&self, own: u64) -> Result<Vec<Other>, LockError> {
+        let entries = self.queue.entries()?.into_iter().filter(|entry| entry.number != own).take(LOOKED_AT);
+        let live = entries.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live);
+        Ok(live
+            .filter_map(|seen| Some(Other { number: seen.entry.number, uid: seen.uid, record: seen.record()? }))
+            .collect())
+    }
+
     /// Opens both, without joining.
     ///
     /// # Errors

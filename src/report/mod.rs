@@ -1,9 +1,15 @@
-//! What happened, in words: pure functions from values to lines.
+//! What happened, in words: pure functions from values to lines. What is said while a run goes on, and its last line, are here;
+//! [`document`] is the full report as a value and as JSON, [`full`] the same for a person.
+
+pub mod document;
+pub mod facts;
+pub mod full;
 
 use std::time::Duration;
 
+use crate::child::Exit;
 use crate::lock::outsiders::Outsider;
-use crate::lock::{Ahead, Record};
+use crate::lock::{Ahead, Other, Record};
 use crate::supervisor::step::{News, Policy};
 use crate::supervisor::{Ended, Outcome};
 use crate::text;
@@ -26,7 +32,7 @@ pub fn in_the_way(
         let about = if ahead.exact { "" } else { "about " };
         line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
     }
-    if let Some((uid, record)) = ahead.holders.first() {
+    if let Some(Other { uid, record, .. }) = ahead.holders.first() {
         let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
         let user = text::escape(&crate::user::label(*uid, login_uid(record)));
         let command = text::cut(&text::command_line(&record.joined.command), COMMAND_COLUMNS);
@@ -105,19 +111,39 @@ pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
     }
 }
 
-/// `took 12.3s, used 88.1s of CPU time (716% of a core)`.
+/// `took 12.34s, used 1m 28.1s of CPU time (714% of a core; user 1m 20.0s, system 8.100s), 1.4G of memory at most`.
 pub fn usage(outcome: &Outcome, waited: Duration) -> String {
-    let mut line = format!("took {}", text::duration(outcome.wall));
-    match outcome.usage.cpu_usec {
+    let usage = &outcome.usage;
+    let wall = text::measured(outcome.wall);
+    let mut line = match outcome.exit {
+        Exit::Code(0) => format!("took {wall}"),
+        Exit::Code(code) => format!("exited with code {code} after {wall}"),
+        Exit::Signal(signal) => format!("died of {} after {wall}", full::signal_name(signal)),
+    };
+    let time = |usec: u64| text::measured(Duration::from_micros(usec));
+    match usage.cpu_usec {
         Some(cpu_usec) => {
-            let cpu = Duration::from_micros(cpu_usec);
-            let share = 100.0 * cpu.as_secs_f64() / outcome.wall.as_secs_f64().max(0.001);
-            line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core)", text::duration(cpu)));
+            let share = 100.0 * cpu_usec as f64 / outcome.wall.as_micros().max(1000) as f64;
+            line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core", time(cpu_usec)));
+            if let (Some(user), Some(system)) = (usage.user_usec, usage.system_usec) {
+                line.push_str(&format!("; user {}, system {}", time(user), time(system)));
+            }
+            line.push(')');
         }
-        None => line.push_str(", CPU time unknown (no job group)"),
+        None => {
+            let seen = time(outcome.waited_for.cpu_usec());
+            line.push_str(&format!(", used at least {seen} of CPU time (no job group to count it all)"));
+        }
     }
-    if let Some(peak) = outcome.usage.memory_peak_bytes {
-        line.push_str(&format!(", {} of memory at most", text::bytes(peak)));
+    match usage.memory_peak_bytes {
+        Some(peak) => line.push_str(&format!(", {} of memory at most", text::bytes(peak))),
+        // What time(1) calls maxresident.
+        None => line.push_str(&format!(", largest process {}", text::bytes(outcome.waited_for.largest_process_bytes))),
+    }
+    for (what, bytes) in [("read", usage.read_bytes), ("wrote", usage.written_bytes)] {
+        if let Some(bytes) = bytes.filter(|&bytes| bytes > 0) {
+            line.push_str(&format!(", {what} {}", text::bytes(bytes)));
+        }
     }
     if waited >= NOTABLE_WAIT {
         line.push_str(&format!(", after waiting {}", text::duration(waited)));
@@ -140,7 +166,7 @@ fn named(processes: &[Ended], count: usize) -> String {
 mod tests {
     use super::*;
     use crate::cgroup::Usage;
-    use crate::child::Exit;
+    use crate::child::WaitedFor;
 
     fn outcome(leftover_count: usize, names: &[&str]) -> Outcome {
         let leftovers = (4312..).zip(names).map(|(pid, name)| Ended { pid, name: (*name).to_owned() }).collect();
@@ -152,7 +178,16 @@ mod tests {
             stopped: None,
             leftovers,
             leftover_count,
-            usage: Usage { cpu_usec: Some(88_100_000), ..Usage::default() },
+            usage: Usage {
+                cpu_usec: Some(88_100_000),
+                user_usec: Some(80_000_000),
+                system_usec: Some(8_100_000),
+                memory_peak_bytes: Some(3 << 30),
+                read_bytes: Some(0),
+                written_bytes: Some(20 << 20),
+                ..Usage::default()
+            },
+            waited_for: WaitedFor::default(),
         }
     }
 
@@ -174,8 +209,19 @@ mod tests {
     #[test]
     fn the_last_line_tells_time_cpu_and_wait() {
         let line = usage(&outcome(0, &[]), Duration::from_secs(90));
-        assert_eq!(line, "took 12s, used 1m 28s of CPU time (714% of a core), after waiting 1m 30s");
-        let unknown = Outcome { usage: Usage::default(), ..outcome(0, &[]) };
-        assert_eq!(usage(&unknown, Duration::ZERO), "took 12s, CPU time unknown (no job group)");
+        let expected = "took 12.34s, used 1m 28.1s of CPU time (714% of a core; user 1m 20.0s, system 8.100s), 3.0G of memory at \
+            most, wrote 20.0M, after waiting 1m 30s";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn the_last_line_tells_what_went_wrong_and_what_is_not_known() {
+        let waited_for = WaitedFor { user_usec: 2_000_000, largest_process_bytes: 300 << 20, ..WaitedFor::default() };
+        let unknown = Outcome { usage: Usage::default(), exit: Exit::Signal(9), waited_for, ..outcome(0, &[]) };
+        let expected = "died of signal 9 (SIGKILL) after 12.34s, used at least 2.000s of CPU time (no job group to count it all), \
+            largest process 300M";
+        assert_eq!(usage(&unknown, Duration::ZERO), expected);
+        let failed = Outcome { exit: Exit::Code(3), ..outcome(0, &[]) };
+        assert!(usage(&failed, Duration::ZERO).starts_with("exited with code 3 after 12.34s, used "));
     }
 }

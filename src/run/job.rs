@@ -45,11 +45,13 @@ impl Job<'_> {
     /// Runs the command to its end in the strongest group that can be had, and leaves that removed. A place that proves to
     /// be none moves from the places to the refusals.
     pub(super) fn run(&self, detected: &mut Detected, mountinfo: &str) -> Result<Finished, Error> {
-        let shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
-        let after = || {
+        let mut shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
+        shared.extend(self.run.account.descriptor());
+        let after = |usage| {
             if let Some(hold) = self.hold {
                 hold.release_by_guard();
             }
+            self.run.account.supervisor_lost(usage);
         };
         let charge = Charge { keep: &shared, after: &after };
         let mut leaving = None;
@@ -192,7 +194,10 @@ impl Job<'_> {
     ) -> Result<Finished, Error> {
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
-        let mut supervisor = Supervisor { group, signals, start_guard, guard: Some(guard), notice: &mut notice };
+        let every_counter_after = self.run.account.every_counter_after();
+        let guard = Some(guard);
+        let mut supervisor =
+            Supervisor { group, signals, start_guard, guard, notice: &mut notice, every_counter_after };
         let outcome = supervisor.watch(main, self.run.settings.policy);
         let guard = supervisor.guard.take();
         if outcome.is_err() {
@@ -235,6 +240,7 @@ impl Job<'_> {
 
     /// A group that no ticket names would be invisible to the next perflock: without this nothing is started.
     fn record_group(&self, backend: Backend, path: Option<std::path::PathBuf>) -> Result<(), Error> {
+        self.run.account.tracked_by(backend);
         match self.hold {
             Some(hold) => Ok(hold.ticket().record(&Change::Group { backend: backend.name().to_owned(), path })?),
             None => Ok(()),

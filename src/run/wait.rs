@@ -56,7 +56,6 @@ impl Run {
                 None => {}
             }
         };
-        let login_uid = |record: &Record| here.login_uid(record);
         let mut told = false;
         loop {
             let on_wait = |ahead: Ahead, place: &Place| {
@@ -65,7 +64,7 @@ impl Run {
                     let _ = signals.catch_stop(&self.inherited);
                 }
                 orphan::wake_guards(&ahead, &here.proc, &here.boot, here.pid_namespace);
-                let who = report::in_the_way(&ahead, &login_uid, &outsiders(&ahead, place, &here.proc));
+                let who = self.in_the_way(&ahead, place, here);
                 // Our ticket is live: a reader who does not read must not hold up the queue.
                 self.say.note_now(&format!("waiting for lock{who}"));
             };
@@ -80,7 +79,7 @@ impl Run {
                 }
                 Ok(Woken::Busy) => {
                     let ahead = place.ahead().unwrap_or_default();
-                    let who = report::in_the_way(&ahead, &login_uid, &outsiders(&ahead, &place, &here.proc));
+                    let who = self.in_the_way(&ahead, &place, here);
                     place.leave();
                     self.say.note(&format!("not waiting for lock{who}"));
                     return Ok(Err(Ending::Code(self.settings.conflict_exit_code)));
@@ -93,6 +92,7 @@ impl Run {
                     None => continue,
                     Some(WaiterSignal::Die(signal)) => {
                         if let Some(by_uid) = place.ticket().cancelled_by() {
+                            self.account.cancelled(by_uid);
                             self.say.note_now(&report::cancelled(by_uid));
                         }
                         Ending::Signal(signal)
@@ -118,6 +118,13 @@ impl Run {
             place.leave();
             return Ok(Err(ending));
         }
+    }
+
+    /// Who is in the way, for a message; the report is told as well.
+    fn in_the_way(&self, ahead: &Ahead, place: &Place, here: &Here) -> String {
+        let outsiders = outsiders(ahead, place, &here.proc);
+        self.account.waits(place.ticket().entry.number, ahead.jobs, &outsiders);
+        report::in_the_way(ahead, &|record| here.login_uid(record), &outsiders)
     }
 
     pub(super) fn gave_up(&self, started: Instant) -> Ending {

@@ -22,7 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
-use crate::cgroup::{JobGroup, Maker, Population};
+use crate::cgroup::{JobGroup, Maker, Population, Usage};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
@@ -63,10 +63,11 @@ impl Told {
 /// What a guard needs of its supervisor.
 #[derive(Clone, Copy)]
 pub struct Charge<'a> {
-    /// Kept open: the lock's and the ticket's descriptors.
+    /// Kept open: the lock's and the ticket's descriptors, and those that `after` needs.
     pub keep: &'a [BorrowedFd<'a>],
-    /// Called when the supervisor is dead and the group is empty and removed: lets the lock go, and the ticket.
-    pub after: &'a dyn Fn(),
+    /// Called when the supervisor is dead and the group is empty and removed, with what it used: lets the lock go, and the
+    /// ticket.
+    pub after: &'a dyn Fn(Usage),
 }
 
 impl Guard {
@@ -156,10 +157,11 @@ pub(super) fn serve(
     born.into_iter().for_each(until_closed);
     until_empty(group, true, None);
     Step::GuardEmptied.reached();
+    let usage = group.usage(Usage::read_all);
     // A group that cannot be removed is empty all the same, and must not hold the machine.
     let _ = group.remove();
     Step::GuardRemoved.reached();
-    (charge.after)();
+    (charge.after)(usage);
     // The kernel lets go what is left with the descriptors.
     fork::end(0)
 }

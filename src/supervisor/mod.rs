@@ -36,7 +36,7 @@ use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members};
-use crate::child::{self, Exit};
+use crate::child::{self, Exit, WaitedFor};
 use crate::procfs::Proc;
 use crate::step::Step;
 use guard::Guard;
@@ -86,8 +86,10 @@ pub struct Outcome {
     pub leftovers: Vec<Ended>,
     /// How many there were.
     pub leftover_count: usize,
-    /// What the whole job used.
+    /// What the whole job used, by its group.
     pub usage: Usage,
+    /// What its processes used that were waited for.
+    pub waited_for: WaitedFor,
 }
 
 /// How many leftovers are named.
@@ -121,6 +123,8 @@ pub struct Supervisor<'a> {
     pub guard: Option<Guard>,
     /// Told what happens.
     pub notice: &'a mut dyn FnMut(Notice),
+    /// Every counter is read of a job that took this long. Of a shorter one, those that cost nearly nothing.
+    pub every_counter_after: Duration,
 }
 
 /// What one sleep of the supervisor ended with.
@@ -138,6 +142,7 @@ impl Supervisor<'_> {
         let mut machine = Machine::new(policy);
         let mut exit = None;
         let mut wall = Duration::ZERO;
+        let mut waited_for = WaitedFor::default();
         let mut leftovers = Leftover::default();
         let mut guards = 1;
         let mut stopped = None;
@@ -154,7 +159,9 @@ impl Supervisor<'_> {
                 }
             }
             if ready.main && exit.is_none() {
-                exit = Some(child::wait_for(main.pid)?);
+                let (how, used) = child::wait_for(main.pid)?;
+                exit = Some(how);
+                waited_for += used;
                 wall = main.started.elapsed();
                 Step::MainEnded.reached();
                 self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
@@ -169,7 +176,7 @@ impl Supervisor<'_> {
                 guards += 1;
                 self.replace_guard(guards);
             }
-            child::reap_orphans(main.pid);
+            child::reap_orphans(main.pid, &mut waited_for);
             let event = if machine.looks() {
                 looks.looked(main.started.elapsed(), leftovers.ended_at);
                 Event::Looked(self.group.population())
@@ -190,7 +197,8 @@ impl Supervisor<'_> {
                 if self.group.unit().is_none() {
                     self.guard.iter().for_each(Guard::end);
                 }
-                let usage = self.group.usage();
+                let every = wall >= self.every_counter_after;
+                let usage = self.group.usage(if every { Usage::read_all } else { Usage::read });
                 Step::UsageRead.reached();
                 return Ok(Outcome {
                     exit,
@@ -201,6 +209,7 @@ impl Supervisor<'_> {
                     leftovers,
                     leftover_count,
                     usage,
+                    waited_for,
                 });
             }
         }

@@ -336,7 +336,7 @@ mod tests {
         let command = command(&["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"]);
         let main =
             spawn(&command, &inherited(), &signals(), Maker::Marked("M", "1"), &[("A", "b".to_owned())]).unwrap();
-        assert_eq!(wait_for(main.pid).unwrap(), Exit::Code(7));
+        assert_eq!(wait_for(main.pid).unwrap().0, Exit::Code(7));
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
             // SAFETY: CLONE_VFORK is asked for.
             let pid = unsafe { clone_copying(&mut args, &mut child) };
             let exit = if failure == 0 { Exit::Code(0) } else { Exit::Code(127) };
-            assert_eq!(wait_for(i32::try_from(pid).unwrap()).unwrap(), exit);
+            assert_eq!(wait_for(i32::try_from(pid).unwrap()).unwrap().0, exit);
             assert_eq!(shared.word().load(Ordering::SeqCst), failure);
         }
     }

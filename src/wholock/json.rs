@@ -4,15 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::snapshot::{Inner, Job, Snapshot, State};
 use crate::cgroup::Usage;
-use crate::cgroup::usage::SOURCES;
 use crate::job::Mode;
 use crate::lock::outsiders::Outsider;
+use crate::report::document::{Person, in_usec, sources};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -34,9 +33,9 @@ struct Document<'a> {
 struct JobFields<'a> {
     number: u64,
     id: String,
-    user: User,
+    user: Person,
     /// Who logged in and became that user, where that is known.
-    login_user: Option<User>,
+    login_user: Option<Person>,
     mode: Mode,
     state: &'static str,
     /// The number of the job that it waits for; `null` where it waits for the lock file, or does not wait.
@@ -58,7 +57,7 @@ struct JobFields<'a> {
 #[derive(Serialize)]
 struct InnerFields<'a> {
     supervisor_pid: i32,
-    user: Option<User>,
+    user: Option<Person>,
     age_usec: Option<u64>,
     command: &'a [String],
     processes: Option<usize>,
@@ -68,24 +67,12 @@ struct InnerFields<'a> {
 #[derive(Serialize)]
 struct OutsiderFields<'a> {
     pid: i32,
-    user: Option<User>,
+    user: Option<Person>,
     mode: Mode,
     waiting: bool,
     /// The number of the job that it is a part of, and waits for.
     own_job: Option<u64>,
     command: &'a [String],
-}
-
-#[derive(Serialize)]
-struct User {
-    uid: u32,
-    name: String,
-}
-
-impl User {
-    fn of(uid: u32) -> Self {
-        Self { uid, name: crate::user::name(uid) }
-    }
 }
 
 /// The document, on one line.
@@ -97,10 +84,7 @@ pub fn document(snapshot: &Snapshot, lock: &Path) -> String {
         holders: snapshot.holders.iter().map(job).collect(),
         waiters: snapshot.waiters.iter().map(job).collect(),
         outsiders: snapshot.outsiders.iter().map(|(found, own_job)| outsider(found, *own_job)).collect(),
-        sources: SOURCES
-            .iter()
-            .map(|&(field, file, key)| (field, format!("{file} {key}").trim_end().to_owned()))
-            .collect(),
+        sources: sources(),
     };
     // Maps of strings and numbers: nothing in it can fail.
     serde_json::to_string(&document).unwrap_or_default() + "\n"
@@ -121,12 +105,12 @@ fn job(job: &Job) -> JobFields<'_> {
     JobFields {
         number: job.number,
         id: job.id.to_string(),
-        user: User::of(job.uid),
-        login_user: job.login_uid.map(User::of),
+        user: Person::of(job.uid),
+        login_user: job.login_uid.map(Person::of),
         mode: job.mode,
         state,
         waits_for,
-        age_usec: usec(job.age),
+        age_usec: in_usec(job.age),
         command: &job.command,
         message: job.message.as_deref(),
         group: job.group.as_ref().map(|group| group.display().to_string()),
@@ -142,8 +126,8 @@ fn job(job: &Job) -> JobFields<'_> {
 fn inner(inner: &Inner) -> InnerFields<'_> {
     InnerFields {
         supervisor_pid: inner.pid,
-        user: inner.uid.map(User::of),
-        age_usec: inner.age.map(usec),
+        user: inner.uid.map(Person::of),
+        age_usec: inner.age.map(in_usec),
         command: &inner.command,
         processes: inner.processes,
         usage: &inner.usage,
@@ -153,14 +137,10 @@ fn inner(inner: &Inner) -> InnerFields<'_> {
 fn outsider(outsider: &Outsider, own_job: Option<u64>) -> OutsiderFields<'_> {
     OutsiderFields {
         pid: outsider.pid,
-        user: outsider.uid.map(User::of),
+        user: outsider.uid.map(Person::of),
         mode: outsider.mode,
         waiting: outsider.waiting,
         own_job,
         command: &outsider.command,
     }
-}
-
-fn usec(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -8,13 +8,11 @@ use super::snapshot::{Inner, Job, Snapshot, State};
 use super::tree::{self, Process};
 use crate::lock::outsiders::Outsider;
 use crate::procfs::Proc;
+use crate::report::facts::{UNKNOWN, known};
 use crate::text;
 
 /// What is shown when there is nothing to show.
 pub const FREE: &str = "the machine is free\n";
-
-/// What stands where the kernel does not say.
-const UNKNOWN: &str = "-";
 
 const COLUMNS: [&str; 11] =
     ["JOB", "USER", "MODE", "STATE", "AGE", "CPU NOW", "CPU AVG", "CPU TIME", "MEMORY", "PROCS", "COMMAND"];
@@ -179,11 +177,6 @@ fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
 
 fn percent(percent: Option<f64>) -> String {
     known(percent.map(|percent| format!("{percent:.0}%")))
-}
-
-/// The value, or what stands for one that is not known.
-pub fn known(value: Option<String>) -> String {
-    value.unwrap_or_else(|| UNKNOWN.to_owned())
 }
 
 fn lay_out(mut rows: Vec<Row>, width: Option<u16>) -> String {

@@ -1,0 +1,265 @@
+//! The full report of one run as a value, and as JSON for programs. Its shape is `config/report.schema.json`; a field may be added,
+//! but the version changes when one goes or comes to mean something else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+
+use crate::cgroup::Usage;
+use crate::cgroup::usage::SOURCES;
+use crate::child::{Exit, WaitedFor};
+use crate::job::Mode;
+use crate::machine::Machine;
+use crate::user;
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// Everything that is known of one run when it is over.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The version of this format.
+    pub version: u32,
+    /// The version of perflock.
+    pub perflock: &'static str,
+    /// What was run.
+    pub command: Vec<String>,
+    /// Its note.
+    pub message: Option<String>,
+    /// Whose it was.
+    pub user: Person,
+    /// How it held, or wanted, the machine.
+    pub mode: Mode,
+    /// The lock file.
+    pub lock: PathBuf,
+    /// Its place in the queue; `null` where it had none.
+    pub number: Option<u64>,
+    /// Its identity, which is not used again.
+    pub job: Option<String>,
+    /// The job that it ran inside of, which held the machine for it.
+    pub inside: Option<String>,
+    /// When perflock was started.
+    #[serde(serialize_with = "rfc3339")]
+    pub started: SystemTime,
+    /// How it waited.
+    #[serde(flatten)]
+    pub waited: Waited,
+    /// How long it had the machine.
+    pub held_usec: Option<u64>,
+    /// From the command's start to its end; leftovers may have taken longer.
+    pub wall_usec: Option<u64>,
+    /// How it ended.
+    pub exit: End,
+    /// CPU time by wall time, in percent of one core.
+    pub cpu_average_percent: Option<f64>,
+    /// What the whole job used, processes included that nobody waited for.
+    pub usage: Usage,
+    /// What those processes used that were waited for: what time(1) would say.
+    pub waited_for: Option<WaitedFor>,
+    /// How its processes were kept together: see [`crate::cgroup::Backend`].
+    pub tracking: Option<&'static str>,
+    /// Members that outlived the command and were ended.
+    pub leftovers: Option<Leftovers>,
+    /// Processes that carry the job's marker, but were not in its group when that was empty. `null` where nobody looked.
+    pub escaped: Option<Vec<Process>>,
+    /// Where it was allowed to run.
+    pub pins: Pins,
+    /// Other jobs that had the machine when it started or ended. Some may have come and gone in between.
+    pub shared_with: Vec<Neighbour>,
+    /// What it ran on.
+    pub machine: Machine,
+    /// What surprises in the numbers, and why it is so.
+    pub notes: Vec<String>,
+    /// Which file of the job's group each counter of `usage` is from, and which key in it.
+    pub sources: BTreeMap<&'static str, String>,
+}
+
+/// A user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Person {
+    /// By number.
+    pub uid: u32,
+    /// By name.
+    pub name: String,
+}
+
+impl Person {
+    /// The user of this number.
+    pub fn of(uid: u32) -> Self {
+        Self { uid, name: user::name(uid) }
+    }
+}
+
+/// A wait for the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Waited {
+    /// How long.
+    #[serde(rename = "waited_usec", serialize_with = "usec")]
+    pub time: Duration,
+    /// How many jobs were in the way when it began.
+    #[serde(rename = "jobs_ahead")]
+    pub ahead: usize,
+    /// Who was in the way, as far as was seen: a waiter looks when it joins and when what it waits for changes.
+    #[serde(rename = "waited_behind")]
+    pub behind: Vec<Neighbour>,
+}
+
+/// Somebody else's job, or a user of plain flock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Neighbour {
+    /// A job's place in the queue; `null` for a user of plain flock.
+    pub number: Option<u64>,
+    /// The process that holds the machine for it: a supervisor, or whoever took the lock.
+    pub pid: i32,
+    /// Whose.
+    pub user: Option<Person>,
+    /// How it held the machine.
+    pub mode: Mode,
+    /// What it ran, by its own account.
+    pub command: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct End {
+    /// Why.
+    pub reason: Reason,
+    /// What the command exited with.
+    pub code: Option<i32>,
+    /// The signal that the command died of.
+    pub signal: Option<i32>,
+    /// Who cancelled it.
+    pub cancelled_by: Option<Person>,
+    /// What went wrong, where it is not the command.
+    pub error: Option<String>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The command exited.
+    Exited,
+    /// The command died of a signal.
+    Signal,
+    /// `--time-limit` ended it.
+    TimeLimit,
+    /// It was killed when its group had no memory left.
+    OutOfMemory,
+    /// Its owner or root cancelled it.
+    Cancelled,
+    /// A second TERM to perflock killed it.
+    Killed,
+    /// systemd stopped the scope that was made for it.
+    Stopped,
+    /// perflock was killed; the guard ended the job.
+    SupervisorLost,
+    /// It never got the machine.
+    LockNotObtained,
+    /// perflock could not run it.
+    Failed,
+}
+
+impl End {
+    /// For this reason, with nothing else known.
+    pub fn because(reason: Reason) -> Self {
+        Self { reason, code: None, signal: None, cancelled_by: None, error: None }
+    }
+
+    /// A command that ended like this, if nothing but itself was the reason.
+    pub fn by_itself(exit: Exit) -> Self {
+        match exit {
+            Exit::Code(code) => Self { code: Some(code), ..Self::because(Reason::Exited) },
+            Exit::Signal(signal) => Self { signal: Some(signal), ..Self::because(Reason::Signal) },
+        }
+    }
+}
+
+/// Members that outlived the command and were ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Leftovers {
+    /// How many.
+    pub count: usize,
+    /// The first few.
+    pub named: Vec<Process>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Process {
+    /// Its pid.
+    pub pid: i32,
+    /// Its name, chosen by itself.
+    pub name: String,
+}
+
+/// Where a job was allowed to run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pins {
+    /// Who made it so: `null` where perflock did not, and the job had what perflock was started with.
+    pub by: Option<&'static str>,
+    /// Processors.
+    pub cpus: Option<String>,
+    /// Memory nodes.
+    pub memory_nodes: Option<String>,
+}
+
+impl Report {
+    /// A report of a run that has not got anywhere yet.
+    pub fn new(command: Vec<String>, mode: Mode, lock: PathBuf, started: SystemTime) -> Self {
+        Self {
+            version: VERSION,
+            perflock: env!("CARGO_PKG_VERSION"),
+            command,
+            message: None,
+            user: Person::of(rustix::process::geteuid().as_raw()),
+            mode,
+            lock,
+            number: None,
+            job: None,
+            inside: None,
+            started,
+            waited: Waited::default(),
+            held_usec: None,
+            wall_usec: None,
+            exit: End::because(Reason::Failed),
+            cpu_average_percent: None,
+            usage: Usage::default(),
+            waited_for: None,
+            tracking: None,
+            leftovers: None,
+            escaped: None,
+            pins: Pins::default(),
+            shared_with: Vec::new(),
+            machine: Machine::default(),
+            notes: Vec::new(),
+            sources: sources(),
+        }
+    }
+
+    /// The document, on one line.
+    pub fn json(&self) -> String {
+        // Maps of strings and numbers: nothing in it can fail.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+}
+
+/// Where each counter of a group is from: `cpu.stat usage_usec`.
+pub fn sources() -> BTreeMap<&'static str, String> {
+    SOURCES.iter().map(|&(field, file, key)| (field, format!("{file} {key}").trim_end().to_owned())).collect()
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+fn usec<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(in_usec(*duration))
+}
+
+/// A duration as JSON has it.
+pub fn in_usec(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

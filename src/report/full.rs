@@ -1,0 +1,284 @@
+//! The full report for a person: pure functions from a [`Report`] to lines.
+
+use std::time::Duration;
+
+use super::document::{End, Neighbour, Reason, Report};
+use super::facts::{self, Fact, UNKNOWN};
+use crate::child::WaitedFor;
+use crate::job::Mode;
+use crate::machine::Machine;
+use crate::text;
+
+/// Only processes that were waited for were counted.
+const AT_LEAST: &str = "at least ";
+
+/// How many neighbours are named in a line.
+const NAMED: usize = 3;
+
+/// How much of another job's command line stands in a line.
+const COMMAND_COLUMNS: usize = 40;
+
+/// The report, several lines.
+pub fn text(report: &Report) -> String {
+    let number = report.number.map(|number| format!(" {number}")).unwrap_or_default();
+    let title = format!("report of job{number}: {}\n", text::command_line(&report.command));
+    let lines = lines(report);
+    let partly = lines.iter().any(|(_, value)| value.starts_with(AT_LEAST)).then(|| {
+        (
+            "note",
+            "at least: counted are processes that were waited for, since the job's group keeps no such count here"
+                .to_owned(),
+        )
+    });
+    let (unknown, known): (Vec<Fact>, Vec<Fact>) = lines.into_iter().partition(|(_, value)| value == UNKNOWN);
+    let unknown: Vec<&str> = unknown.iter().map(|&(name, _)| name).collect();
+    let unknown = (!unknown.is_empty()).then(|| ("not counted", unknown.join(", ")));
+    let notes = report.notes.iter().map(|note| ("note", note.clone()));
+    let lines: Vec<Fact> = known.into_iter().chain(unknown).chain(notes).chain(partly).collect();
+    title + facts::block(&lines, 2).trim_end()
+}
+
+fn lines(report: &Report) -> Vec<Fact> {
+    let usage = &report.usage;
+    let mut lines = vec![("ended", ended(&report.exit))];
+    lines.extend(report.message.as_ref().map(|message| ("message", text::escape(message))));
+    lines.extend([
+        ("took", facts::known(facts::time(report.wall_usec))),
+        ("held", facts::known(report.held_usec.map(|usec| held(report, usec)))),
+        ("waited", waited(report)),
+    ]);
+    let waited_for = report.waited_for.as_ref();
+    let mut cpu = facts::cpu(usage);
+    if let Some(percent) = report.cpu_average_percent {
+        cpu[0].1.push_str(&format!(": {percent:.0}% of a core"));
+    }
+    let [time, awaited @ ..] = &mut cpu[..] else { return lines };
+    lines.push(or_at_least(time.clone(), waited_for.and_then(|used| facts::time(Some(used.cpu_usec())))));
+    lines.extend_from_slice(awaited);
+    lines.extend(memory(report));
+    let faults = |faults, major| facts::with_parts(facts::number(faults), &[("from disk", facts::number(major))]);
+    lines.push(or_at_least(
+        ("page faults", faults(usage.faults, usage.major_faults)),
+        waited_for.map(|used| faults(Some(used.faults), Some(used.major_faults))),
+    ));
+    let switches =
+        |used: &WaitedFor| format!("{} voluntary, {} involuntary", used.voluntary_switches, used.involuntary_switches);
+    // No group counts them.
+    lines.push(or_at_least(("switches", UNKNOWN.to_owned()), waited_for.map(switches)));
+    lines.push(("processes", facts::known(usage.tasks_peak.map(|peak| format!("{peak} at most, threads included")))));
+    let moved = [waited_for.map(|used| used.read_bytes), waited_for.map(|used| used.written_bytes), None];
+    let disk = facts::disk(usage).into_iter().zip(moved);
+    lines.extend(disk.map(|(fact, bytes)| or_at_least(fact, facts::bytes(bytes))));
+    lines.push(("leftovers", facts::known(report.leftovers.as_ref().map(|left| many(left.count, &left.named)))));
+    lines.push((
+        "escaped",
+        facts::known(report.escaped.as_ref().map(|found| match found.len() {
+            0 => "none seen".to_owned(),
+            count => many(count, found),
+        })),
+    ));
+    lines.push(("pins", pins(report)));
+    lines.push(("group", facts::known(report.tracking.map(tracking))));
+    lines.push(("machine", machine(&report.machine)));
+    lines
+}
+
+/// What the group counted; where it has no count, what is known of processes that were waited for.
+fn or_at_least(fact: Fact, value: Option<String>) -> Fact {
+    match (&*fact.1, value) {
+        (UNKNOWN, Some(value)) => (fact.0, format!("{AT_LEAST}{value}")),
+        _ => fact,
+    }
+}
+
+/// `exited with code 0`, `ended by the time limit; died of signal 15 (SIGTERM)`.
+fn ended(end: &End) -> String {
+    let how = match (end.code, end.signal) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (_, Some(signal)) => format!("died of {}", signal_name(signal)),
+        _ => String::new(),
+    };
+    let why = match end.reason {
+        Reason::Exited | Reason::Signal => None,
+        Reason::TimeLimit => Some("ended by the time limit".to_owned()),
+        Reason::OutOfMemory => Some("out of memory: the kernel killed it, since its group had none left".to_owned()),
+        Reason::Cancelled => Some(match &end.cancelled_by {
+            Some(by) => format!("cancelled by {}", text::escape(&by.name)),
+            None => "cancelled".to_owned(),
+        }),
+        Reason::Killed => Some("killed by a second TERM to perflock".to_owned()),
+        Reason::Stopped => Some("stopped by systemd".to_owned()),
+        Reason::SupervisorLost => Some("perflock was killed; its guard ended the job".to_owned()),
+        Reason::LockNotObtained => Some("it never got the machine".to_owned()),
+        Reason::Failed => Some(match &end.error {
+            Some(error) => format!("not run: {}", text::escape(error)),
+            None => "not run".to_owned(),
+        }),
+    };
+    let parts: Vec<String> = why.into_iter().chain(Some(how).filter(|how| !how.is_empty())).collect();
+    parts.join("; ")
+}
+
+/// `signal 9 (SIGKILL)`; a real-time signal has no name.
+pub fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(named) => format!("signal {signal} ({})", named.as_str()),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+fn held(report: &Report, usec: u64) -> String {
+    let with = match (report.mode, report.shared_with.is_empty()) {
+        (Mode::Exclusive, _) => "alone".to_owned(),
+        (Mode::Shared, true) => "no other job was seen beside it".to_owned(),
+        (Mode::Shared, false) => format!("beside {}", neighbours(&report.shared_with)),
+    };
+    format!("{} {}, {with}", text::measured(Duration::from_micros(usec)), report.mode)
+}
+
+fn waited(report: &Report) -> String {
+    let waited = &report.waited;
+    if waited.behind.is_empty() && waited.ahead == 0 {
+        return "not at all".to_owned();
+    }
+    let mut line = text::measured(waited.time);
+    if waited.ahead > 0 {
+        line.push_str(&format!(" behind {}", text::count(waited.ahead, "job")));
+    }
+    if !waited.behind.is_empty() {
+        line.push_str(&format!("; {}", neighbours(&waited.behind)));
+    }
+    line
+}
+
+/// `ann's make check (exclusive), bob's ./run (shared) and 2 more`.
+fn neighbours(neighbours: &[Neighbour]) -> String {
+    let one = |neighbour: &Neighbour| {
+        let user = neighbour.user.as_ref().map_or_else(|| "somebody".to_owned(), |user| text::escape(&user.name));
+        let command = text::cut(&text::command_line(&neighbour.command), COMMAND_COLUMNS);
+        let how = if neighbour.number.is_some() { "" } else { ", by flock" };
+        format!("{user}'s {command} ({}{how})", neighbour.mode)
+    };
+    let shown: Vec<String> = neighbours.iter().take(NAMED).map(one).collect();
+    match neighbours.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn memory(report: &Report) -> Vec<Fact> {
+    let usage = &report.usage;
+    let largest = report.waited_for.and_then(|used| facts::bytes(Some(used.largest_process_bytes)));
+    let parts =
+        [("page cache at the end", facts::bytes(usage.memory_file_bytes)), ("largest process", largest.clone())];
+    let memory = match (usage.memory_peak_bytes, largest) {
+        (None, Some(largest)) => format!("largest process {largest}"),
+        (peak, _) => facts::with_parts(peak.map(|peak| format!("{} at most", text::bytes(peak))), &parts),
+    };
+    vec![
+        ("memory", memory),
+        ("memory awaited", facts::known(facts::time(usage.memory_stall_usec))),
+        (
+            "out of memory",
+            facts::known(
+                usage.oom_kills.map(|kills| text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process")),
+            ),
+        ),
+    ]
+}
+
+fn many(count: usize, named: &[super::document::Process]) -> String {
+    if count == 0 {
+        return "none".to_owned();
+    }
+    let shown: Vec<String> =
+        named.iter().map(|process| format!("{} ({})", text::escape(&process.name), process.pid)).collect();
+    let names = if shown.is_empty() { "gone before it could be named".to_owned() } else { shown.join(", ") };
+    let more = count.saturating_sub(shown.len().max(1));
+    if more == 0 { format!("{count}: {names}") } else { format!("{count}: {names} and {more} more") }
+}
+
+fn pins(report: &Report) -> String {
+    let pins = &report.pins;
+    let who = pins.by.unwrap_or("none by perflock");
+    let cpus = pins.cpus.as_ref().map(|cpus| format!("; cpus {cpus}")).unwrap_or_default();
+    let nodes = pins.memory_nodes.as_ref().map(|nodes| format!(", memory nodes {nodes}")).unwrap_or_default();
+    format!("{who}{cpus}{nodes}")
+}
+
+fn tracking(backend: &'static str) -> String {
+    match backend {
+        "scope" => "a cgroup in a systemd scope".to_owned(),
+        "v2" => "a cgroup of its own".to_owned(),
+        _ => "none: found by descent and a marker, so some processes may have been missed".to_owned(),
+    }
+}
+
+fn machine(machine: &Machine) -> String {
+    let switch = |name: &str, on: Option<bool>| on.map(|on| format!("{name} {}", if on { "on" } else { "off" }));
+    let named = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!("{name} {value}"));
+    let swap = machine.swap_bytes.map(|total| match machine.swap_used_bytes {
+        _ if total == 0 => "no swap".to_owned(),
+        Some(used) => format!("swap {} of {} used", text::bytes(used), text::bytes(total)),
+        None => format!("swap {}", text::bytes(total)),
+    });
+    let parts = [
+        machine.host.clone(),
+        machine.kernel.clone(),
+        machine.cpu_model.clone(),
+        named("cpus", &machine.cpus_online),
+        machine.memory_bytes.map(text::bytes),
+        named("governor", &machine.governor),
+        switch("turbo", machine.turbo),
+        switch("SMT", machine.smt),
+        named("THP", &machine.transparent_huge_pages),
+        machine.aslr.map(|aslr| format!("ASLR {aslr}")),
+        swap,
+    ];
+    let known: Vec<String> = parts.into_iter().flatten().map(|part| text::escape(&part)).collect();
+    if known.is_empty() { UNKNOWN.to_owned() } else { known.join(", ") }
+}
+
+/// What surprises in the numbers, and why it is so.
+pub fn notes(report: &Report) -> Vec<String> {
+    let usage = &report.usage;
+    let wall_usec = report.wall_usec.unwrap_or(0);
+    let cached = usage.memory_peak_bytes.zip(usage.memory_file_bytes).filter(|&(peak, file)| file > peak / 4);
+    let unseen = usage.cpu_usec.zip(report.waited_for).map(|(cpu, waited)| (cpu, waited.cpu_usec()));
+    let unseen = unseen.filter(|&(cpu, waited)| cpu > 10_000 && waited < cpu - cpu / 20);
+    let lingered = report.held_usec.filter(|&held| wall_usec > 0 && held > wall_usec.saturating_add(1_000_000));
+    let queued = usage.cpu_stall_usec.filter(|&stall| wall_usec > 0 && stall > wall_usec / 10);
+    let held_back = usage.throttled_usec.filter(|&usec| usec > 0);
+    let killed = usage.oom_kills.filter(|&kills| kills > 0 && report.exit.reason != Reason::OutOfMemory);
+    let time = |usec| text::measured(Duration::from_micros(usec));
+    [
+        cached.map(|(_, file)| {
+            format!(
+                "memory counts the page cache of files that it read and wrote ({} at the end); the kernel takes that back when \
+                 others need it",
+                text::bytes(file)
+            )
+        }),
+        unseen.map(|(_, waited)| {
+            format!(
+                "time(1) would tell {} of CPU time: it does not see processes that nobody waited for",
+                time(waited)
+            )
+        }),
+        lingered.map(|held| {
+            format!("it had the machine {} longer than the command ran, for what the command left", time(held - wall_usec))
+        }),
+        queued.map(|stall| {
+            format!("for {} some process of it waited for a CPU: it had more to run at once than there are", time(stall))
+        }),
+        held_back.map(|usec| format!("a CPU limit on its group, or one above, held it back for {}", time(usec))),
+        killed.map(|kills| {
+            let count = text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process");
+            format!("{count} of it killed by the kernel, since the group had no memory left")
+        }),
+        (usage.swap_bytes.unwrap_or(0) > 0).then(|| "some of its memory was swapped out".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,270 @@
+//! What goes into the report of a run, gathered while it goes on. Where no report was asked for, nothing is looked up.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::cgroup::{Backend, Usage};
+use crate::child::Exit;
+use crate::error::FileError;
+use crate::job::{JobId, Mode};
+use crate::lock::outsiders::Outsider;
+use crate::lock::{Lock, Other};
+use crate::machine::{self, Machine};
+use crate::nested;
+use crate::procfs::Proc;
+use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, Reason, Report, in_usec};
+use crate::report::full;
+use crate::settings::Settings;
+use crate::supervisor::{Ended as Leftover, Outcome};
+
+/// The account of one run; `None` where no report was asked for. What happens is told through a shared reference, which the
+/// guard has as well.
+#[derive(Debug)]
+pub(super) struct Account(Option<Open>);
+
+#[derive(Debug)]
+struct Open {
+    /// It is printed.
+    text: bool,
+    /// It is written there.
+    file: Option<(File, PathBuf)>,
+    report: RefCell<Report>,
+    held_since: Cell<Option<Instant>>,
+}
+
+impl Account {
+    /// Opens the file of `--report-file`: that it cannot be written is found out before anything is run, and what an earlier
+    /// run left in it is not taken for this one's.
+    pub(super) fn open(settings: &Settings, command: &[OsString]) -> Result<Self, FileError> {
+        let open = |path: &Path| {
+            // At the end of what the command may have written there itself, as through /dev/stdout.
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).custom_flags(libc::O_TRUNC | libc::O_NOCTTY);
+            let file = options.open(path).map_err(FileError::on("write the report to", path))?;
+            Ok((file, path.to_owned()))
+        };
+        if !settings.report && settings.report_file.is_none() {
+            return Ok(Self(None));
+        }
+        let file = settings.report_file.as_deref().map(open).transpose()?;
+        let command = command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let lock = settings.lock.clone();
+        let mut report = Report::new(command, settings.mode, lock, SystemTime::now());
+        report.message.clone_from(&settings.message);
+        Ok(Self(Some(Open { text: settings.report, file, report: report.into(), held_since: Cell::default() })))
+    }
+
+    /// From when on a job is worth the cost of reading every counter of its group.
+    pub(super) fn every_counter_after(&self) -> Duration {
+        if self.0.is_some() { Duration::ZERO } else { super::WORTH_A_LINE }
+    }
+
+    /// What a guard keeps open to write the report if the supervisor is killed.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref()?.file.as_ref().map(|(file, _)| file.as_fd())
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Report)) {
+        if let Some(open) = &self.0 {
+            note(&mut open.report.borrow_mut());
+        }
+    }
+
+    /// The lock file that `--private` chose.
+    pub(super) fn uses(&self, lock: &Path) {
+        self.note(|report| report.lock = lock.to_owned());
+    }
+
+    /// It runs inside this job.
+    pub(super) fn inside(&self, outer: JobId) {
+        self.note(|report| report.inside = Some(outer.to_string()));
+        self.has_the_machine();
+    }
+
+    /// It waits, with this number; `outsiders` finds who uses plain flock.
+    pub(super) fn waits(&self, number: u64, jobs_ahead: usize, outsiders: &dyn Fn() -> Vec<Outsider>) {
+        self.note(|report| {
+            // Most were in the way when it joined.
+            report.waited.ahead = report.waited.ahead.max(jobs_ahead);
+            let mut others = others(report, number);
+            others.retain(|other| other.number < number && other.record.joined.mode.conflicts_with(report.mode));
+            let seen: Vec<Neighbour> = match &others[..] {
+                [] => outsiders().iter().filter(|other| !other.waiting).map(by_flock).collect(),
+                others => others.iter().map(job).collect(),
+            };
+            add(&mut report.waited.behind, seen);
+        });
+    }
+
+    /// The wait is over, one way or the other.
+    pub(super) fn waited(&self, time: Duration) {
+        self.note(|report| report.waited.time = time);
+    }
+
+    /// Somebody cancelled it.
+    pub(super) fn cancelled(&self, by_uid: u32) {
+        self.note(|report| report.exit.cancelled_by = Some(Person::of(by_uid)));
+    }
+
+    /// It has the machine.
+    pub(super) fn holds(&self, id: JobId) {
+        self.note(|report| {
+            (report.number, report.job) = (Some(id.number), Some(id.to_string()));
+            look_beside(report);
+        });
+        self.has_the_machine();
+    }
+
+    fn has_the_machine(&self) {
+        self.0.iter().for_each(|open| open.held_since.set(Some(Instant::now())));
+    }
+
+    /// How long it has had the machine.
+    pub(super) fn held(&self) -> Option<Duration> {
+        self.0.as_ref()?.held_since.get().map(|since| since.elapsed())
+    }
+
+    /// The group that it runs in.
+    pub(super) fn tracked_by(&self, backend: Backend) {
+        self.note(|report| report.tracking = Some(backend.name()));
+    }
+
+    /// The run ended without a job, for this reason. What went wrong was told already; returns why the file could not be
+    /// written.
+    pub(super) fn did_not_run(&self, reason: Reason, error: Option<String>) -> Option<String> {
+        self.note(|report| {
+            let reason = if report.exit.cancelled_by.is_some() { Reason::Cancelled } else { reason };
+            (report.exit.reason, report.exit.error) = (reason, error);
+        });
+        self.write()
+    }
+
+    /// The supervisor was killed, and this is its guard: the job is over, and the machine given back.
+    pub(super) fn supervisor_lost(&self, usage: Usage) {
+        let held = self.held();
+        self.note(|report| {
+            report.exit.reason = Reason::SupervisorLost;
+            report.usage = usage;
+            report.held_usec = held.map(in_usec);
+            look_around(report);
+        });
+        // There is nobody left to tell that it cannot be written.
+        let _ = self.write();
+    }
+
+    /// The job is over, and the machine given back after `held`. Returns what is to be printed: the report, if it was asked
+    /// for, and why it could not be written where it should be.
+    pub(super) fn finished(
+        &self,
+        outcome: &Outcome,
+        held: Option<Duration>,
+        cancelled_by: Option<u32>,
+    ) -> (Option<String>, Option<String>) {
+        self.note(|report| {
+            report.exit = end(outcome, cancelled_by);
+            report.usage = outcome.usage;
+            report.waited_for = Some(outcome.waited_for);
+            report.wall_usec = Some(in_usec(outcome.wall));
+            report.held_usec = held.map(in_usec);
+            let wall_usec = outcome.wall.as_micros().max(1) as f64;
+            report.cpu_average_percent = outcome.usage.cpu_usec.map(|cpu_usec| 100.0 * cpu_usec as f64 / wall_usec);
+            let process = |ended: &Leftover| Process { pid: ended.pid, name: ended.name.clone() };
+            let named = outcome.leftovers.iter().map(process).collect();
+            report.leftovers = Some(Leftovers { count: outcome.leftover_count, named });
+            report.escaped = report.job.as_deref().map(|id| carriers(&Proc::default(), id));
+            look_beside(report);
+            look_around(report);
+        });
+        let text = self.0.as_ref().filter(|open| open.text).map(|open| full::text(&open.report.borrow()));
+        (text, self.write())
+    }
+
+    /// Writes the file, whole and in one piece.
+    fn write(&self) -> Option<String> {
+        let open = self.0.as_ref()?;
+        let (mut file, path) = open.file.as_ref().map(|(file, path)| (file, path))?;
+        let written = file.write_all(open.report.borrow().json().as_bytes());
+        Some(format!("warning: {}", FileError::on("write the report to", path)(written.err()?)))
+    }
+}
+
+/// Notes who else has the machine now. An exclusive job has it alone.
+fn look_beside(report: &mut Report) {
+    let (Mode::Shared, Some(number)) = (report.mode, report.number) else { return };
+    let others = others(report, number);
+    let holders = others.iter().filter(|other| other.record.granted_usec.is_some());
+    add(&mut report.shared_with, holders.map(job).collect());
+}
+
+/// Whoever cannot be looked at is not told of.
+fn others(report: &Report, own: u64) -> Vec<Other> {
+    Lock::open(&report.lock).and_then(|lock| lock.others(own)).unwrap_or_default()
+}
+
+fn add(known: &mut Vec<Neighbour>, seen: Vec<Neighbour>) {
+    let new: Vec<Neighbour> = seen.into_iter().filter(|neighbour| !known.contains(neighbour)).collect();
+    known.extend(new);
+}
+
+/// What is looked up when a job is over.
+fn look_around(report: &mut Report) {
+    let root = Path::new("/");
+    let (cpus, memory_nodes) = machine::allowed(root);
+    report.pins = Pins { by: None, cpus, memory_nodes };
+    report.machine = Machine::read(root);
+    report.notes = full::notes(report);
+}
+
+/// Processes that live and carry the marker of this job: it started them, and they are not in its group, which was empty.
+fn carriers(proc: &Proc, id: &str) -> Vec<Process> {
+    let pids = proc.pids().unwrap_or_default();
+    let carries = |pid: &i32| proc.environ_has(*pid, nested::VARIABLE, id).unwrap_or(false);
+    let living = |pid: i32| proc.stat(pid).ok().filter(|stat| stat.state != 'Z');
+    let carriers = pids.into_iter().filter(carries).filter_map(living);
+    carriers.map(|stat| Process { pid: stat.pid, name: stat.comm }).collect()
+}
+
+fn end(outcome: &Outcome, cancelled_by: Option<u32>) -> End {
+    let killed = outcome.exit == Exit::Signal(libc::SIGKILL);
+    let reason = if cancelled_by.is_some() {
+        Reason::Cancelled
+    } else if outcome.timed_out {
+        Reason::TimeLimit
+    } else if outcome.stopped.is_some() {
+        Reason::Stopped
+    } else if outcome.cut_short {
+        Reason::Killed
+    } else if killed && outcome.usage.oom_kills.is_some_and(|kills| kills > 0) {
+        Reason::OutOfMemory
+    } else {
+        return End::by_itself(outcome.exit);
+    };
+    End { reason, cancelled_by: cancelled_by.map(Person::of), ..End::by_itself(outcome.exit) }
+}
+
+fn job(other: &Other) -> Neighbour {
+    let joined = &other.record.joined;
+    Neighbour {
+        number: Some(other.number),
+        pid: joined.pid,
+        user: Some(Person::of(other.uid)),
+        mode: joined.mode,
+        command: joined.command.clone(),
+    }
+}
+
+fn by_flock(other: &Outsider) -> Neighbour {
+    Neighbour {
+        number: None,
+        pid: other.pid,
+        user: other.uid.map(Person::of),
+        mode: other.mode,
+        command: other.command.clone(),
+    }
+}
