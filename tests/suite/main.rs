@@ -28,6 +28,7 @@ mod queue;
 mod readme;
 mod regressions;
 mod release;
+mod report;
 mod resources;
 mod scope;
 mod scope_bus;
