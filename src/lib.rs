@@ -41,6 +41,10 @@
 //! removes the ticket. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
 //! ticket still names the group, and whoever gets the lock next deals with it before starting ([`orphan`]).
 //!
+//! *The report* (`--report`) is gathered on the way by `run::account`, which the guard shares: if the supervisor was killed,
+//! the guard writes the file, after it has given the machine back. What has to be looked up is looked up then too, so that a
+//! report never lengthens the hold; only the group's counters must be read before the group is removed.
+//!
 //! Each of these steps has a name in [`step`]. A model made of them (`tests/model`) goes through every interleaving of a few
 //! jobs that are killed, cancelled and stopped; tests crash the program itself at each of them; and a soak
 //! (`cargo xtask soak`) runs thousands of jobs of several users, killed and stopped at random, and proves from their log that
@@ -48,6 +52,9 @@
 //!
 //! # What is known not to hold
 //!
+//! - A report names the jobs that shared the machine at the start and at the end; who came and went in between it cannot know.
+//!   Processes that left the job's group are found by the job's marker in their environment: one that runs as another user,
+//!   or emptied its environment, is not.
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose

@@ -282,3 +282,88 @@ pub fn notes(report: &Report) -> Vec<String> {
     .flatten()
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::{Leftovers, Person, Pins, Process, Waited};
+    use super::*;
+    use std::time::SystemTime;
+
+    fn report() -> Report {
+        let neighbour = |number, name: &str, command: &str| Neighbour {
+            number,
+            pid: 7,
+            user: Some(Person { uid: 7, name: name.to_owned() }),
+            mode: Mode::Exclusive,
+            command: vec![command.to_owned()],
+        };
+        let behind = vec![neighbour(Some(3), "ann", "make"), neighbour(None, "b\x1b[2Jb", "x\ny")];
+        let command = vec!["make".to_owned(), "bench".to_owned()];
+        let mut report = Report::new(command, Mode::Exclusive, "/run/perflock".into(), SystemTime::UNIX_EPOCH);
+        report.number = Some(4);
+        report.waited = Waited { time: Duration::from_secs(90), ahead: 2, behind };
+        report.held_usec = Some(15_000_000);
+        report.wall_usec = Some(12_340_000);
+        report.exit = End::by_itself(crate::child::Exit::Code(0));
+        report.cpu_average_percent = Some(714.0);
+        report.usage.cpu_usec = Some(88_100_000);
+        report.usage.memory_peak_bytes = Some(3 << 30);
+        report.usage.memory_file_bytes = Some(2 << 30);
+        report.waited_for = Some(WaitedFor { user_usec: 60_000_000, faults: 7, ..WaitedFor::default() });
+        report.tracking = Some("v2");
+        report.leftovers = Some(Leftovers { count: 9, named: vec![Process { pid: 12, name: "a\tb".to_owned() }] });
+        report.escaped = Some(Vec::new());
+        report.pins = Pins { by: None, cpus: Some("0-7".to_owned()), memory_nodes: None };
+        report.machine.turbo = Some(true);
+        report.notes = notes(&report);
+        report
+    }
+
+    #[test]
+    fn a_report_reads_like_this() {
+        let expected = r"report of job 4: make bench
+  ended           exited with code 0
+  took            12.34s
+  held            15.00s exclusive, alone
+  waited          1m 30.0s behind 2 jobs; ann's make (exclusive), b\u{1b}[2Jb's 'x\ny' (exclusive, by flock)
+  CPU time        1m 28.1s: 714% of a core
+  memory          3.0G at most (page cache at the end 2.0G, largest process 0B)
+  page faults     at least 7 (from disk 0)
+  switches        at least 0 voluntary, 0 involuntary
+  read            at least 0B
+  written         at least 0B
+  leftovers       9: a\tb (12) and 8 more
+  escaped         none seen
+  pins            none by perflock; cpus 0-7
+  group           a cgroup of its own
+  machine         turbo on
+  not counted     CPU held back, CPU awaited, memory awaited, out of memory, processes, disk awaited
+  note            memory counts the page cache of files that it read and wrote (2.0G at the end); the kernel takes that back when others need it
+  note            time(1) would tell 1m 0.0s of CPU time: it does not see processes that nobody waited for
+  note            it had the machine 2.660s longer than the command ran, for what the command left
+  note            at least: counted are processes that were waited for, since the job's group keeps no such count here";
+        assert_eq!(text(&report()), expected);
+    }
+
+    #[test]
+    fn numbers_that_do_not_surprise_are_not_explained() {
+        let mut plain = report();
+        plain.held_usec = plain.wall_usec;
+        plain.usage.memory_file_bytes = Some(1 << 20);
+        plain.waited_for = Some(WaitedFor { user_usec: 88_000_000, ..WaitedFor::default() });
+        assert_eq!(notes(&plain), [] as [String; 0]);
+    }
+
+    #[test]
+    fn a_reason_and_how_the_command_ended_are_both_told() {
+        let end = |reason, exit| ended(&End { reason, ..End::by_itself(exit) });
+        use crate::child::Exit;
+        assert_eq!(end(Reason::TimeLimit, Exit::Signal(15)), "ended by the time limit; died of signal 15 (SIGTERM)");
+        assert_eq!(end(Reason::Signal, Exit::Signal(34)), "died of signal 34");
+        let failed = End { error: Some("no\nsuch".to_owned()), ..End::because(Reason::Failed) };
+        assert_eq!(ended(&failed), r"not run: no\nsuch");
+        let cancelled =
+            End { cancelled_by: Some(Person { uid: 7, name: "ann".to_owned() }), ..End::because(Reason::Cancelled) };
+        assert_eq!(ended(&cancelled), "cancelled by ann");
+    }
+}
