@@ -14,6 +14,7 @@ mod release;
 mod start;
 mod stats;
 mod tools;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 5] = ["start", "queue", "release", "wholock", "idle"];
+const NAMES: [&str; 6] = ["start", "queue", "release", "wholock", "idle", "usage"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +118,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("idle") {
         print(idle::measure(place)?);
+    }
+    if options.wants("usage") {
+        usage::measure(place, options.pairs, &mut print)?;
     }
     println!(
         "\nmedian (5th to 95th percentile); ratios and differences: median over pairs unless said otherwise; {}",

@@ -1,0 +1,16 @@
+//! What is said of a job's usage: whether it is true, and what it costs to find out.
+
+mod truth;
+
+use super::area::Inside;
+use super::stats::Line;
+use crate::Failure;
+
+/// Measures everything, with this many pairs of what is short.
+///
+/// # Errors
+/// A program cannot be run, or something is not as it should be.
+pub(super) fn measure(place: &Inside, pairs: usize, print: &mut dyn FnMut(Vec<Line>)) -> Result<(), Failure> {
+    print(truth::measure(place, (pairs / 20).max(5))?);
+    Ok(())
+}
