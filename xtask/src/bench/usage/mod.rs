@@ -1,5 +1,6 @@
 //! What is said of a job's usage: whether it is true, and what it costs to find out.
 
+mod reading;
 mod truth;
 
 use super::area::Inside;
@@ -12,5 +13,6 @@ use crate::Failure;
 /// A program cannot be run, or something is not as it should be.
 pub(super) fn measure(place: &Inside, pairs: usize, print: &mut dyn FnMut(Vec<Line>)) -> Result<(), Failure> {
     print(truth::measure(place, (pairs / 20).max(5))?);
+    print(reading::measure(place, pairs)?);
     Ok(())
 }
