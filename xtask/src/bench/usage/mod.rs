@@ -1,11 +1,20 @@
 //! What is said of a job's usage: whether it is true, and what it costs to find out.
 
+mod crowd;
+mod listing;
 mod reading;
 mod truth;
 
 use super::area::Inside;
 use super::stats::Line;
 use crate::Failure;
+use crowd::Crowd;
+
+/// How many jobs a full machine has.
+const JOBS: usize = 100;
+
+/// Processes of a job.
+const PROCESSES: usize = 50;
 
 /// Measures everything, with this many pairs of what is short.
 ///
@@ -14,5 +23,7 @@ use crate::Failure;
 pub(super) fn measure(place: &Inside, pairs: usize, print: &mut dyn FnMut(Vec<Line>)) -> Result<(), Failure> {
     print(truth::measure(place, (pairs / 20).max(5))?);
     print(reading::measure(place, pairs)?);
-    Ok(())
+    let crowd = Crowd::start(place, JOBS, PROCESSES)?;
+    print(listing::measure(place, &crowd, pairs)?);
+    crowd.end()
 }
