@@ -3,7 +3,9 @@
 mod crowd;
 mod listing;
 mod reading;
+mod terminal;
 mod truth;
+mod watch;
 
 use super::area::Inside;
 use super::stats::Line;
@@ -12,6 +14,9 @@ use crowd::Crowd;
 
 /// How many jobs a full machine has.
 const JOBS: usize = 100;
+
+/// How many a quiet one has.
+const FEW: usize = 2;
 
 /// Processes of a job.
 const PROCESSES: usize = 50;
@@ -25,5 +30,9 @@ pub(super) fn measure(place: &Inside, pairs: usize, print: &mut dyn FnMut(Vec<Li
     print(reading::measure(place, pairs)?);
     let crowd = Crowd::start(place, JOBS, PROCESSES)?;
     print(listing::measure(place, &crowd, pairs)?);
+    print(watch::measure(place, &crowd)?);
+    crowd.end()?;
+    let crowd = Crowd::start(place, FEW, PROCESSES)?;
+    print(watch::measure(place, &crowd)?);
     crowd.end()
 }
