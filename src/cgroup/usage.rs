@@ -2,10 +2,11 @@
 //! Documentation/admin-guide/cgroup-v2.rst and Documentation/accounting/psi.rst.
 //! Each field is `None` where the kernel has no such file or the controller is not on.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
+
+use crate::procfs;
 
 /// A group's counters at one moment, all processes together that are or ever were in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -99,7 +100,7 @@ impl Usage {
     pub fn read_all(directory: &Path) -> Self {
         let files = Files(directory);
         let (memory, events) = (files.text("memory.stat"), files.text("memory.events"));
-        let io = fs::read_to_string(directory.join("io.stat")).ok();
+        let io = procfs::read(&directory.join("io.stat")).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let over_devices = |key| io.as_ref().map(|text| over_devices(text, key));
         Self {
             cpu_stall_usec: stall(&files.text("cpu.pressure")),
@@ -127,7 +128,8 @@ struct Files<'a>(&'a Path);
 
 impl Files<'_> {
     fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.0.join(name)).unwrap_or_default()
+        let bytes = procfs::read(&self.0.join(name)).unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
     }
 
     fn number(&self, name: &str) -> Option<u64> {
@@ -159,6 +161,7 @@ pub(crate) fn over_devices(file: &str, key: &str) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fs;
 
     #[test]
     fn a_group_s_files_are_read() {

@@ -173,9 +173,9 @@ pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<Pat
     let groups = tree(directory);
     let mut pids = Vec::new();
     for group in &groups {
-        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        let text = crate::procfs::read(&group.join("cgroup.procs")).unwrap_or_default();
         // 0 stands for a process of another pid namespace, or one in its last exit.
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
+        pids.extend(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
     }
     (pids, groups)
 }
@@ -185,10 +185,15 @@ fn tree(directory: &Path) -> Vec<PathBuf> {
     let mut groups = vec![directory.to_owned()];
     let mut next = 0;
     while let Some(group) = groups.get(next) {
+        next += 1;
+        // kernfs counts a directory's links: its own two, and one for each directory in it. Most groups have none, and reading
+        // the names of all their files is what takes longest.
+        if fs::metadata(group).is_ok_and(|metadata| metadata.nlink() == 2) {
+            continue;
+        }
         let entries = fs::read_dir(group).into_iter().flatten().flatten();
         let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         groups.extend(below.map(|entry| entry.path()).collect::<Vec<_>>());
-        next += 1;
     }
     groups
 }
