@@ -1,6 +1,7 @@
 //! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
 //! ticket. All the reading is here; showing it is in [`super::view`].
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,9 @@ pub enum State {
 /// How many jobs inside a job are shown: somebody may make any number of groups with such names.
 const INNER_SHOWN: usize = 32;
 
+/// Readings nearer to each other give no rate.
+const SHORTEST_SAMPLE: Duration = Duration::from_millis(1);
+
 /// One job.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -61,6 +65,8 @@ pub struct Job {
     pub age: Duration,
     /// What its group has used.
     pub usage: Usage,
+    /// When that was read.
+    pub read_at: Instant,
     /// CPU use while it was watched, in percent of one core.
     pub cpu_now_percent: Option<f64>,
     /// Living processes.
@@ -98,6 +104,14 @@ pub struct Inner {
     pub command: Vec<String>,
 }
 
+/// CPU use between two readings of one counter, in percent of one core. It is not known if the counter went back, and
+/// readings next to each other tell nothing: the kernel counts in steps.
+pub fn rate_percent(before: (Instant, u64), after: (Instant, u64)) -> Option<f64> {
+    let elapsed = after.0.checked_duration_since(before.0).filter(|&elapsed| elapsed >= SHORTEST_SAMPLE)?;
+    let used = Duration::from_micros(after.1.checked_sub(before.1)?);
+    Some(100.0 * used.as_secs_f64() / elapsed.as_secs_f64())
+}
+
 impl Job {
     /// CPU use on the average, in percent of one core.
     pub fn cpu_average_percent(&self) -> Option<f64> {
@@ -130,11 +144,21 @@ struct View<'a> {
 }
 
 impl Snapshot {
-    /// Looks at the lock, twice `sample` apart; `read` reads the counters of a group.
+    /// Looks at the lock, and once more at the groups' CPU time `sample` later; `read` reads the counters of a group.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
+        let mut snapshot = Self::look(lock, proc, read)?;
+        snapshot.watch(sample);
+        Ok(snapshot)
+    }
+
+    /// Looks at the lock once: no rate is known.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn look(lock: &Lock, proc: &Proc, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
         let view = View {
             lock,
             proc,
@@ -145,7 +169,6 @@ impl Snapshot {
             cgroup_namespace: proc.own_namespace("cgroup").ok(),
         };
         let mut snapshot = view.jobs()?;
-        snapshot.watch(sample);
         let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
         let outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
         let own_job = |outsider: &Outsider| {
@@ -165,7 +188,8 @@ impl Snapshot {
         self.holders.is_empty() && self.waiters.is_empty() && self.outsiders.is_empty()
     }
 
-    fn jobs(&self) -> impl Iterator<Item = &Job> {
+    /// Every job, in order.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.holders.iter().chain(&self.waiters)
     }
 
@@ -193,15 +217,23 @@ impl Snapshot {
         if sample.is_zero() || !groups {
             return;
         }
-        let start = Instant::now();
         std::thread::sleep(sample);
         for job in &mut self.holders {
             let (Some(group), Some(before)) = (&job.group, job.usage.cpu_usec) else { continue };
             // A group that went away meanwhile has no rate, rather than a rate of zero.
-            if let Some(after) = Usage::read(group).cpu_usec {
-                let micros = start.elapsed().as_micros() as f64;
-                job.cpu_now_percent = Some(100.0 * after.saturating_sub(before) as f64 / micros);
-            }
+            let after = Usage::read(group).cpu_usec;
+            job.cpu_now_percent = after.and_then(|after| rate_percent((job.read_at, before), (Instant::now(), after)));
+        }
+    }
+
+    /// Takes each job's rate from what an earlier look saw of the same job.
+    pub fn rates_since(&mut self, earlier: &Self) {
+        let counter = |job: &Job| Some((job.read_at, job.usage.cpu_usec?));
+        let before: HashMap<JobId, (Instant, u64)> =
+            earlier.jobs().filter_map(|job| Some((job.id, counter(job)?))).collect();
+        for job in self.holders.iter_mut().chain(&mut self.waiters) {
+            let pair = before.get(&job.id).copied().zip(counter(job));
+            job.cpu_now_percent = pair.and_then(|(before, after)| rate_percent(before, after));
         }
     }
 }
@@ -289,6 +321,7 @@ impl View<'_> {
             state,
             age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),
             usage: Usage::default(),
+            read_at: Instant::now(),
             cpu_now_percent: None,
             processes: None,
             command: record.joined.command.clone(),
@@ -329,6 +362,7 @@ impl View<'_> {
 
     fn fill(&self, job: &mut Job, directory: &Path) {
         job.usage = (self.read)(directory);
+        job.read_at = Instant::now();
         let (processes, groups) = v2::processes_and_groups_below(directory);
         job.processes = Some(processes.len());
         job.group = Some(directory.to_owned());
@@ -359,5 +393,33 @@ impl View<'_> {
         let stat = self.proc.stat(pid).ok().filter(|stat| matches!(&*stat.comm, "perflock" | "pls"))?;
         let command = self.proc.cmdline(pid).unwrap_or_default();
         Some(Inner { pid: stat.pid, uid: self.proc.uid(pid).ok(), command, ..Inner::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_rate_is_what_was_used_in_the_time() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        assert_eq!(rate_percent((start, 1_000_000), (after(500), 2_000_000)), Some(200.0));
+        assert_eq!(rate_percent((start, 7), (after(500), 7)), Some(0.0));
+        // A counter that went back, and readings at the same moment or in the wrong order.
+        assert_eq!(rate_percent((start, 8), (after(500), 7)), None);
+        assert_eq!(rate_percent((start, 7), (start, 8)), None);
+        assert_eq!(rate_percent((after(500), 7), (start, 8)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_counter_makes_a_rate_that_is_no_number(before: u64, after: u64, usec in 0..u64::from(u32::MAX)) {
+            let start = Instant::now();
+            if let Some(rate) = rate_percent((start, before), (start + Duration::from_micros(usec), after)) {
+                prop_assert!(rate.is_finite() && rate >= 0.0);
+            }
+        }
     }
 }

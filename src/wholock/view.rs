@@ -235,6 +235,7 @@ mod tests {
             state,
             age: Duration::from_secs(750),
             usage: Usage::default(),
+            read_at: std::time::Instant::now(),
             cpu_now_percent: None,
             processes: None,
             command: vec![command.to_owned()],
