@@ -173,6 +173,15 @@ impl Proc {
         Ok(fs::metadata(self.file(pid, "ns").join(kind))?.ino())
     }
 
+    /// CPU time of the whole machine since boot: `/proc/stat`.
+    ///
+    /// # Errors
+    /// The file could not be read, or does not begin as the kernel writes it.
+    pub fn machine_cpu(&self) -> io::Result<MachineCpu> {
+        let text = read(&self.root.join("stat"))?;
+        parse_machine_cpu(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
     /// Every flock(2) lock on the file `dev`, `inode`, held or waited for: `/proc/locks`.
     ///
     /// # Errors
@@ -180,6 +189,17 @@ impl Proc {
     pub fn flocks(&self, dev: u64, inode: u64) -> io::Result<Vec<Flock>> {
         Ok(parse_locks(&read(&self.root.join("locks"))?, dev, inode))
     }
+}
+
+/// CPU time of the whole machine since boot, in clock ticks, summed over its CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineCpu {
+    /// Spent on something: user, nice, system, interrupts.
+    pub busy_ticks: u64,
+    /// All of it: also idle, waiting for a disk, or taken by the host of a virtual machine.
+    pub total_ticks: u64,
+    /// How many CPUs are online.
+    pub cpus: usize,
 }
 
 /// A flock(2) lock as `/proc/locks` shows it.
@@ -218,6 +238,19 @@ pub(crate) fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
     // The kernel appends this when the process's group was removed under it.
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
     Some(Path::new(OsStr::from_bytes(path)).to_owned())
+}
+
+pub(crate) fn parse_machine_cpu(file: &[u8]) -> Option<MachineCpu> {
+    let text = String::from_utf8_lossy(file);
+    let mut lines = text.lines();
+    let numbers = lines.next()?.strip_prefix("cpu ")?.split_ascii_whitespace().map(str::parse::<u64>);
+    // user nice system idle iowait irq softirq steal; what guests used is counted in user and nice already.
+    let ticks: Vec<u64> = numbers.take(8).collect::<Result<_, _>>().ok()?;
+    let sum = |fields: &[usize]| fields.iter().filter_map(|&field| ticks.get(field)).fold(0, |a: u64, b| a.saturating_add(*b));
+    let busy_ticks = sum(&[0, 1, 2, 5, 6]);
+    let total_ticks = sum(&[3, 4, 7]).saturating_add(busy_ticks);
+    let cpus = lines.take_while(|line| line.starts_with("cpu")).count();
+    (ticks.len() >= 4 && cpus > 0).then_some(MachineCpu { busy_ticks, total_ticks, cpus })
 }
 
 pub(crate) fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
@@ -265,6 +298,14 @@ mod tests {
     }
 
     #[test]
+    fn the_machine_s_cpu_time_is_told_from_its_idle_time() {
+        let file = b"cpu  10 20 30 400 50 6 7 8 9 9\ncpu0 1 2 3 4\ncpu1 1 2 3 4\nintr 5 cpu\n";
+        assert_eq!(parse_machine_cpu(file), Some(MachineCpu { busy_ticks: 73, total_ticks: 531, cpus: 2 }));
+        assert_eq!(parse_machine_cpu(b"cpu  10 20 x 400\ncpu0 1\n"), None);
+        assert_eq!(parse_machine_cpu(b"intr 5\n"), None);
+    }
+
+    #[test]
     fn holders_and_waiters_of_one_file_are_told_apart() {
         let file = b"1: FLOCK  ADVISORY  WRITE 17 fe:00:99 0 EOF\n1: -> FLOCK  ADVISORY  READ  18 fe:00:99 0 EOF\n\
             2: OFDLCK ADVISORY  WRITE -1 fe:00:99 0 EOF\n3: FLOCK  ADVISORY  WRITE 19 fe:00:98 0 EOF\n";
@@ -291,6 +332,7 @@ mod tests {
         fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
             let _ = parse_stat(&bytes);
             let _ = parse_cgroup_v2(&bytes);
+            let _ = parse_machine_cpu(&bytes);
             let _ = parse_locks(&bytes, 1, 1);
         }
 
