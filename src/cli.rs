@@ -123,7 +123,11 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Reads the time between two looks.
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = parse_duration(text)?;
-    if interval < SHORTEST_INTERVAL { Err("the shortest time between two looks is 0.1".to_owned()) } else { Ok(interval) }
+    if interval < SHORTEST_INTERVAL {
+        Err("the shortest time between two looks is 0.1".to_owned())
+    } else {
+        Ok(interval)
+    }
 }
 
 /// What the command line asks for instead of a run.
@@ -245,9 +249,18 @@ mod tests {
         assert_eq!(watch("--watch=0.1"), Some(Duration::from_millis(100)));
         assert_eq!(watch("--watch 250ms --lock x"), Some(Duration::from_millis(250)));
         assert_eq!(watch("--watch --private"), Some(Duration::from_secs(2)));
-        for line in ["--watch 0", "--watch 0.05", "--watch soon", "--watch 1 2", "7 --watch", "--watch --json",
-            "--watch -q", "--watch --pid 1", "--watch --tree", "--watch --sample 1"]
-        {
+        for line in [
+            "--watch 0",
+            "--watch 0.05",
+            "--watch soon",
+            "--watch 1 2",
+            "7 --watch",
+            "--watch --json",
+            "--watch -q",
+            "--watch --pid 1",
+            "--watch --tree",
+            "--watch --sample 1",
+        ] {
             assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
         }
     }

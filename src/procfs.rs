@@ -246,7 +246,9 @@ pub(crate) fn parse_machine_cpu(file: &[u8]) -> Option<MachineCpu> {
     let numbers = lines.next()?.strip_prefix("cpu ")?.split_ascii_whitespace().map(str::parse::<u64>);
     // user nice system idle iowait irq softirq steal; what guests used is counted in user and nice already.
     let ticks: Vec<u64> = numbers.take(8).collect::<Result<_, _>>().ok()?;
-    let sum = |fields: &[usize]| fields.iter().filter_map(|&field| ticks.get(field)).fold(0, |a: u64, b| a.saturating_add(*b));
+    let sum = |fields: &[usize]| {
+        fields.iter().filter_map(|&field| ticks.get(field)).fold(0, |a: u64, b| a.saturating_add(*b))
+    };
     let busy_ticks = sum(&[0, 1, 2, 5, 6]);
     let total_ticks = sum(&[3, 4, 7]).saturating_add(busy_ticks);
     let cpus = lines.take_while(|line| line.starts_with("cpu")).count();

@@ -16,11 +16,12 @@ pub const FREE: &str = "the machine is free\n";
 /// What stands where the kernel does not say.
 const UNKNOWN: &str = "-";
 
-const COLUMNS: [&str; 11] =
+/// The columns of the table.
+pub const COLUMNS: [&str; 11] =
     ["JOB", "USER", "MODE", "STATE", "AGE", "CPU NOW", "CPU AVG", "CPU TIME", "MEMORY", "PROCS", "COMMAND"];
 
 /// Columns with numbers.
-const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
+pub const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
 
 /// No process is indented further.
 const DEEPEST: usize = 20;
@@ -57,10 +58,11 @@ pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
     lay_out(jobs.iter().flat_map(|job| rows(job)).collect(), width)
 }
 
-type Row = [String; COLUMNS.len()];
+/// One line of the table.
+pub type Row = [String; COLUMNS.len()];
 
 /// A job, and those inside it.
-fn rows(job: &Job) -> Vec<Row> {
+pub fn rows(job: &Job) -> Vec<Row> {
     let inner = job.inner.iter().map(|inner| inner_row(inner, job.number));
     let more = (job.inner_more > 0).then(|| {
         let mut row = Row::default().map(|_: String| UNKNOWN.to_owned());
@@ -71,7 +73,8 @@ fn rows(job: &Job) -> Vec<Row> {
     [row(job)].into_iter().chain(inner).chain(more).collect()
 }
 
-fn process_row(process: &Process) -> Row {
+/// A process of a job.
+pub fn process_row(process: &Process) -> Row {
     let command = text::command_line(&process.command);
     let name = text::escape(&process.stat.comm);
     let state = match process.stat.state {
@@ -152,8 +155,8 @@ fn row(job: &Job) -> Row {
     ]
 }
 
-/// `own_job`: it waits for the job that it is a part of.
-fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
+/// Somebody without a ticket. `own_job`: it waits for the job that it is a part of.
+pub fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
     let unknown = || UNKNOWN.to_owned();
     let state = match (outsider.waiting, own_job) {
         (_, Some(job)) => format!("waits for its own job {job}"),
