@@ -37,4 +37,5 @@ mod signals;
 mod smoke;
 mod terminal;
 mod users;
+mod watch;
 mod wholock;

@@ -243,11 +243,17 @@ impl View<'_> {
     /// Does what signals ask for. The ending, if one does.
     fn obey_signals(&mut self) -> Result<Option<Ending>, Error> {
         let mut came: VecDeque<i32> = self.drain().collect();
-        while let Some(signal) = came.pop_front() {
-            match signal {
-                SIGWINCH => self.screen.resize()?,
-                SIGCONT if screen::in_front() => self.screen.retake().map_err(gone)?,
-                SIGTSTP | SIGCONT => {
+        let ends = |signal: &&i32| !matches!(**signal, SIGWINCH | SIGCONT | SIGTSTP);
+        loop {
+            // Before all others: who is to end and go on at once is not to stop again instead.
+            if let Some(&signal) = came.iter().find(ends) {
+                return Ok(Some(Ending::Signal(signal)));
+            }
+            match came.pop_front() {
+                None => return Ok(None),
+                Some(SIGWINCH) => self.screen.resize()?,
+                Some(SIGCONT) if screen::in_front() => self.screen.retake().map_err(gone)?,
+                Some(_) => {
                     self.screen.leave();
                     stop_now();
                     let meanwhile = came.len();
@@ -261,10 +267,8 @@ impl View<'_> {
                         came.push_back(SIGCONT);
                     }
                 }
-                other => return Ok(Some(Ending::Signal(other))),
             }
         }
-        Ok(None)
     }
 
     fn drain(&self) -> impl Iterator<Item = i32> + use<> {

@@ -102,11 +102,14 @@ impl Screen {
         self.failed.borrow_mut().take().map_or(Ok(()), Err)
     }
 
-    /// The window may have another size: everything is drawn anew.
+    /// The window may have another size: everything is drawn anew, unless the terminal is given back.
     ///
     /// # Errors
     /// None is known.
     pub fn resize(&mut self) -> io::Result<()> {
+        if self.away.is_some() {
+            return Ok(());
+        }
         self.area = area();
         self.terminal = terminal(self.area, &self.failed)?;
         Ok(())
