@@ -3,6 +3,7 @@
 
 pub mod full;
 pub mod json;
+pub mod load;
 pub mod snapshot;
 pub mod tree;
 pub mod view;
