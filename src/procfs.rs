@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-pub use switches::ContextSwitches;
+pub use switches::{ContextSwitches, is_gone};
 
 /// A mounted proc filesystem.
 #[derive(Clone, Debug)]

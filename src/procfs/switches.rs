@@ -49,7 +49,7 @@ impl Proc {
 }
 
 /// Whether a reader failed since the process or thread has ended (or is hidden from us).
-fn is_gone(error: &io::Error) -> bool {
+pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 

@@ -80,7 +80,7 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
         // Made by the first job: nobody can have it yet.
         return match (args.quiet, args.json) {
             (true, _) => Ok(0),
-            (_, true) => print(&json::document(&Snapshot::default(), &path)).map(|()| 0),
+            (_, true) => print(&json::document(&Snapshot::default(), &path, &Proc::default(), args.tree)).map(|()| 0),
             (_, false) => print(view::FREE).map(|()| 0),
         };
     }
@@ -106,7 +106,7 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
         return Ok(u8::from(!snapshot.free()));
     }
     print(&match args.json {
-        true => json::document(&snapshot, &path),
+        true => json::document(&snapshot, &path, &proc, args.tree),
         false => view::table(&snapshot, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)
