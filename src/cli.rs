@@ -94,7 +94,7 @@ pub struct WholockArgs {
     #[arg(value_name = "JOB", conflicts_with_all = ["pid", "quiet", "json", "tree"])]
     pub job: Option<String>,
     /// Also show every process of each job, with its own CPU time and memory
-    #[arg(long, conflicts_with_all = ["quiet", "json"])]
+    #[arg(long, conflicts_with = "quiet")]
     pub tree: bool,
     /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
     #[arg(short, long)]
@@ -109,7 +109,7 @@ pub struct WholockArgs {
         conflicts_with_all = ["json", "quiet", "pid", "tree", "job", "sample"]
     )]
     pub watch: Option<Duration>,
-    /// How long to watch the jobs for the CPU NOW column; 0 leaves it out [default: 200ms]
+    /// How long to watch for the CPU NOW column and for what is used outside of jobs; 0 leaves both out [default: 200ms]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub sample: Option<Duration>,
     /// Read this configuration file instead of /etc/perflock.toml and your own

@@ -1,12 +1,18 @@
 //! Readers for the few files of `/proc` that perflock needs, see proc(5). Each takes its root from [`Proc`], so that
 //! tests feed captured trees. A process may end between any two reads; callers take every error as "gone or hidden".
 
+mod machine;
+mod switches;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+pub use machine::MachineCpu;
+pub use switches::{ContextSwitches, is_gone};
 
 /// A mounted proc filesystem.
 #[derive(Clone, Debug)]
@@ -28,7 +34,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// The part of `/proc/PID/stat` that is used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
     /// The process.
     pub pid: i32,
@@ -42,6 +48,10 @@ pub struct Stat {
     pub start_ticks: u64,
     /// User and system time of the live process, in clock ticks.
     pub cpu_ticks: u64,
+    /// The same of its children that ended and that it waited for, of theirs included.
+    pub ended_children_ticks: u64,
+    /// It is a thread of the kernel's own.
+    pub kernel_thread: bool,
     /// Its resident memory, in pages.
     pub resident_pages: u64,
 }
@@ -126,10 +136,15 @@ impl Proc {
     /// # Errors
     /// The process is gone, or not ours to look into.
     pub fn environ_has(&self, pid: i32, name: &str, word: &str) -> io::Result<bool> {
-        let environ = read(&self.file(pid, "environ"))?;
-        let value = |entry: &'_ [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-        let values = environ.split(|&b| b == 0).filter_map(value);
-        Ok(values.into_iter().any(|value| value.split(|&b| b == b' ').any(|found| found == word.as_bytes())))
+        Ok(self.environ(pid)?.has(name, word))
+    }
+
+    /// The environment that the process was started with.
+    ///
+    /// # Errors
+    /// The process is gone, or not ours to look into.
+    pub fn environ(&self, pid: i32) -> io::Result<Environ> {
+        read(&self.file(pid, "environ")).map(Environ)
     }
 
     /// The effective user of the process.
@@ -173,15 +188,6 @@ impl Proc {
         Ok(fs::metadata(self.file(pid, "ns").join(kind))?.ino())
     }
 
-    /// CPU time of the whole machine since boot: `/proc/stat`.
-    ///
-    /// # Errors
-    /// The file could not be read, or does not begin as the kernel writes it.
-    pub fn machine_cpu(&self) -> io::Result<MachineCpu> {
-        let text = read(&self.root.join("stat"))?;
-        parse_machine_cpu(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-    }
-
     /// Every flock(2) lock on the file `dev`, `inode`, held or waited for: `/proc/locks`.
     ///
     /// # Errors
@@ -191,15 +197,21 @@ impl Proc {
     }
 }
 
-/// CPU time of the whole machine since boot, in clock ticks, summed over its CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MachineCpu {
-    /// Spent on something: user, nice, system, interrupts.
-    pub busy_ticks: u64,
-    /// All of it: also idle, waiting for a disk, or taken by the host of a virtual machine.
-    pub total_ticks: u64,
-    /// How many CPUs are online.
-    pub cpus: usize,
+/// The environment that a process was started with: its own to write over, hostile text.
+#[derive(Clone, Debug, Default)]
+pub struct Environ(Vec<u8>);
+
+impl Environ {
+    /// The words of every variable called `name`.
+    pub fn words<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let value = move |entry: &'a [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=");
+        self.0.split(|&b| b == 0).filter_map(value).flat_map(|value| value.split(|&b| b == b' '))
+    }
+
+    /// Whether `word` is one of them.
+    pub fn has(&self, name: &str, word: &str) -> bool {
+        self.words(name).any(|found| found == word.as_bytes())
+    }
 }
 
 /// A flock(2) lock as `/proc/locks` shows it.
@@ -212,6 +224,9 @@ pub struct Flock {
     /// Still waiting for it.
     pub waiting: bool,
 }
+
+/// The flag of a kernel thread in `/proc/PID/stat`: include/linux/sched.h.
+const PF_KTHREAD: u64 = 0x0020_0000;
 
 pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
     // The name stands in parentheses and may hold parentheses and spaces itself: the last `)` ends it.
@@ -229,6 +244,8 @@ pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
         ppid: fields.get(1)?.parse().ok()?,
         start_ticks: number(19)?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
+        ended_children_ticks: number(13)?.saturating_add(number(14)?),
+        kernel_thread: number(6)? & PF_KTHREAD != 0,
         resident_pages: number(21)?,
     })
 }
@@ -238,21 +255,6 @@ pub(crate) fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
     // The kernel appends this when the process's group was removed under it.
     let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
     Some(Path::new(OsStr::from_bytes(path)).to_owned())
-}
-
-pub(crate) fn parse_machine_cpu(file: &[u8]) -> Option<MachineCpu> {
-    let text = String::from_utf8_lossy(file);
-    let mut lines = text.lines();
-    let numbers = lines.next()?.strip_prefix("cpu ")?.split_ascii_whitespace().map(str::parse::<u64>);
-    // user nice system idle iowait irq softirq steal; what guests used is counted in user and nice already.
-    let ticks: Vec<u64> = numbers.take(8).collect::<Result<_, _>>().ok()?;
-    let sum = |fields: &[usize]| {
-        fields.iter().filter_map(|&field| ticks.get(field)).fold(0, |a: u64, b| a.saturating_add(*b))
-    };
-    let busy_ticks = sum(&[0, 1, 2, 5, 6]);
-    let total_ticks = sum(&[3, 4, 7]).saturating_add(busy_ticks);
-    let cpus = lines.take_while(|line| line.starts_with("cpu")).count();
-    (ticks.len() >= 4 && cpus > 0).then_some(MachineCpu { busy_ticks, total_ticks, cpus })
 }
 
 pub(crate) fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
@@ -279,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_name_full_of_parentheses_does_not_shift_the_fields() {
-        let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 0 0 20 0 1 0 5000 2277376 225 1 1";
+        let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 3 4 20 0 1 0 5000 2277376 225 1 1";
         let expected = Stat {
             pid: 42,
             comm: "a) R 1 (b".to_owned(),
@@ -287,9 +289,17 @@ mod tests {
             ppid: 7,
             start_ticks: 5000,
             cpu_ticks: 42,
+            ended_children_ticks: 7,
+            kernel_thread: false,
             resident_pages: 225,
         };
         assert_eq!(parse_stat(line), Some(expected));
+    }
+
+    #[test]
+    fn a_kernel_thread_is_known_by_its_flag() {
+        let line = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 9 0 0 20 0 1 0 12 0 0 1 1";
+        assert!(parse_stat(line).unwrap().kernel_thread);
     }
 
     #[test]
@@ -297,14 +307,6 @@ mod tests {
         let file = b"9:name=systemd:/\n4:memory:/x\n0::/user.slice/a (deleted)\n";
         assert_eq!(parse_cgroup_v2(file), Some(PathBuf::from("/user.slice/a")));
         assert_eq!(parse_cgroup_v2(b"4:memory:/x\n"), None);
-    }
-
-    #[test]
-    fn the_machine_s_cpu_time_is_told_from_its_idle_time() {
-        let file = b"cpu  10 20 30 400 50 6 7 8 9 9\ncpu0 1 2 3 4\ncpu1 1 2 3 4\nintr 5 cpu\n";
-        assert_eq!(parse_machine_cpu(file), Some(MachineCpu { busy_ticks: 73, total_ticks: 531, cpus: 2 }));
-        assert_eq!(parse_machine_cpu(b"cpu  10 20 x 400\ncpu0 1\n"), None);
-        assert_eq!(parse_machine_cpu(b"intr 5\n"), None);
     }
 
     #[test]
@@ -334,7 +336,6 @@ mod tests {
         fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
             let _ = parse_stat(&bytes);
             let _ = parse_cgroup_v2(&bytes);
-            let _ = parse_machine_cpu(&bytes);
             let _ = parse_locks(&bytes, 1, 1);
         }
 
@@ -344,10 +345,13 @@ mod tests {
             pid in 1i32.., comm in "[^\0\n]{0,15}", ppid in 0i32.., start_ticks: u64, user: u32, system: u32,
         ) {
             let line = format!(
-                "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} 0 0 20 0 1 0 {start_ticks} 9 2\n"
+                "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} {system} 1 20 0 1 0 {start_ticks} 9 2\n"
             );
             let cpu_ticks = u64::from(user) + u64::from(system);
-            let expected = Stat { pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, resident_pages: 2 };
+            let ended_children_ticks = u64::from(system) + 1;
+            let expected = Stat {
+                pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, ended_children_ticks, kernel_thread: false, resident_pages: 2,
+            };
             prop_assert_eq!(parse_stat(line.as_bytes()), Some(expected));
         }
 
@@ -389,7 +393,8 @@ mod tests {
         fs::create_dir_all(root.path().join("7/task/7")).unwrap();
         fs::create_dir_all(root.path().join("self")).unwrap();
         fs::create_dir_all(root.path().join("sys/kernel/random")).unwrap();
-        let files = ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid"];
+        let files =
+            ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid", "7/task/7/status"];
         for file in files.into_iter().chain(["self/cgroup", "sys/kernel/random/boot_id", "locks"]) {
             fs::write(root.path().join(file), bytes).unwrap();
         }
@@ -409,6 +414,7 @@ mod tests {
             let _ = proc.cgroup_v2(7);
             let _ = proc.own_cgroup_v2();
             let _ = proc.login_uid(7);
+            let _ = proc.context_switches(7);
             let _ = proc.boot_id();
             let _ = proc.flocks(1, 1);
             prop_assert_eq!(proc.cmdline(7).unwrap().is_empty(), bytes.is_empty() || bytes == [0]);

@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use super::snapshot::Job;
 use super::view;
-use crate::procfs::Proc;
+use crate::procfs::{self, ContextSwitches, Proc};
 use crate::text;
 
 /// Where the values begin.
-const VALUES_AT: usize = 16;
+const VALUES_AT: usize = 18;
+
+/// What context switches are the sum over: the kernel counts none for a group, and forgets those of what ended.
+pub const SWITCHES_OF: &str = "living threads";
 
 /// The job, with its processes read from `proc`.
 pub fn text(job: &Job, width: Option<u16>, proc: &Proc) -> String {
-    let mut lines: Vec<String> = facts(job).iter().map(|(name, value)| format!("{name:VALUES_AT$}{value}\n")).collect();
+    let mut lines: Vec<String> =
+        facts(job, proc).iter().map(|(name, value)| format!("{name:VALUES_AT$}{value}\n")).collect();
     if !job.members.is_empty() {
         lines.push("\n".to_owned());
         lines.push(view::processes_table(job, width, proc));
@@ -20,7 +24,7 @@ pub fn text(job: &Job, width: Option<u16>, proc: &Proc) -> String {
     lines.concat()
 }
 
-fn facts(job: &Job) -> Vec<(&'static str, String)> {
+fn facts(job: &Job, proc: &Proc) -> Vec<(&'static str, String)> {
     let usage = &job.usage;
     let mut facts = vec![
         ("job", format!("{} ({})", job.number, job.id)),
@@ -62,12 +66,34 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
                 &[("with threads", number(usage.tasks)), ("at most", number(usage.tasks_peak))],
             ),
         ),
+        ("context switches", switches(context_switches(job, proc))),
         ("read", with_parts(bytes(usage.read_bytes), &[("reads", number(usage.reads))])),
         ("written", with_parts(bytes(usage.written_bytes), &[("writes", number(usage.writes))])),
         ("disk awaited", view::known(time(usage.io_stall_usec))),
         ("group", view::known(job.group.as_ref().map(|group| text::escape(&group.display().to_string())))),
     ]);
     facts
+}
+
+/// The context switches of a job's living members; `None` where a member cannot be read, or none is known.
+pub fn context_switches(job: &Job, proc: &Proc) -> Option<ContextSwitches> {
+    // A process that ended meanwhile looks as one that is hidden from us does (hidepid), but pid 1 is always there.
+    let hidden = proc.stat(1).is_err();
+    let mut sum = ContextSwitches::default();
+    for &pid in &job.members {
+        match proc.context_switches(pid) {
+            Ok(switches) => sum = sum.plus(switches),
+            Err(error) if procfs::is_gone(&error) && !hidden => {}
+            Err(_) => return None,
+        }
+    }
+    job.processes.map(|_| sum)
+}
+
+fn switches(switches: Option<ContextSwitches>) -> String {
+    let Some(ContextSwitches { voluntary, involuntary }) = switches else { return view::known(None) };
+    let all = voluntary.saturating_add(involuntary);
+    format!("{all} of {SWITCHES_OF} (voluntary {voluntary}, involuntary {involuntary})")
 }
 
 /// `12.3s (user 10s, system 2.3s)`; parts that the kernel does not tell are left out.

@@ -3,6 +3,7 @@
 
 pub mod full;
 pub mod json;
+pub mod load;
 pub mod snapshot;
 pub mod tree;
 pub mod view;
@@ -94,7 +95,7 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         // Made by the first job: nobody can have it yet.
         return match (args.quiet, args.json) {
             (true, _) => Ok(0),
-            (_, true) => print(&json::document(&Snapshot::default(), path)).map(|()| 0),
+            (_, true) => print(&json::document(&Snapshot::default(), path, &Proc::default(), args.tree)).map(|()| 0),
             (_, false) => print(view::FREE).map(|()| 0),
         };
     }
@@ -120,7 +121,7 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         return Ok(u8::from(!snapshot.free()));
     }
     print(&match args.json {
-        true => json::document(&snapshot, path),
+        true => json::document(&snapshot, path, &proc, args.tree),
         false => view::table(&snapshot, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)

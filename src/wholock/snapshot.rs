@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::load::{self, Load, Ticks};
 use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
 use crate::clock;
 use crate::job::{JobId, Mode};
@@ -130,6 +131,8 @@ pub struct Snapshot {
     pub waiters: Vec<Job>,
     /// Who uses the lock file without a ticket, and the number of the job that it waits for while it is a part of it.
     pub outsiders: Vec<(Outsider, Option<u64>)>,
+    /// What is used outside of jobs, if that was watched.
+    pub load_outside: Option<Load>,
 }
 
 /// How a job is found from one of its processes.
@@ -144,13 +147,19 @@ struct View<'a> {
 }
 
 impl Snapshot {
-    /// Looks at the lock, and once more at the groups' CPU time `sample` later; `read` reads the counters of a group.
+    /// Looks at the lock, twice `sample` apart, and at what all processes use meanwhile: at these only if it is not zero.
+    /// `read` reads the counters of a group.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
+        // Whatever job joins from here on is known by its time to be new.
+        let before = (!sample.is_zero()).then(|| Ticks::read(proc).ok()).flatten();
         let mut snapshot = Self::look(lock, proc, read)?;
         snapshot.watch(sample);
+        let after = before.is_some().then(|| Ticks::read(proc).ok()).flatten();
+        let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], proc));
+        snapshot.load_outside = load;
         Ok(snapshot)
     }
 
@@ -188,7 +197,7 @@ impl Snapshot {
         self.holders.is_empty() && self.waiters.is_empty() && self.outsiders.is_empty()
     }
 
-    /// Every job, in order.
+    /// Every job, in the order in which they are shown.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.holders.iter().chain(&self.waiters)
     }
@@ -201,20 +210,19 @@ impl Snapshot {
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
         let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();
-        let has = |name: &str, word: &str| proc.environ_has(pid, name, word).unwrap_or(false);
+        let environ = proc.environ(pid).unwrap_or_default();
         self.jobs().find(|job| {
             let name = job.id.group_name();
             by_group.contains(&job.id)
                 || job.keepers.contains(&pid)
-                || has(subreaper::MARKER, &name)
-                || has(nested::VARIABLE, &job.id.to_string())
+                || environ.has(subreaper::MARKER, &name)
+                || environ.has(nested::VARIABLE, &job.id.to_string())
         })
     }
 
     /// Reads every group's CPU time again after `sample`.
     fn watch(&mut self, sample: Duration) {
-        let groups = self.holders.iter().any(|job| job.group.is_some());
-        if sample.is_zero() || !groups {
+        if sample.is_zero() {
             return;
         }
         std::thread::sleep(sample);

@@ -40,8 +40,17 @@ pub(super) fn waiter(number: u64, command: &str) -> Job {
 
 /// A process of a job.
 pub(super) fn process(pid: i32, depth: usize) -> Process {
-    let stat =
-        Stat { pid, comm: "cc".to_owned(), state: 'R', ppid: 1, start_ticks: 1, cpu_ticks: 300, resident_pages: 9 };
+    let stat = Stat {
+        pid,
+        comm: "cc".to_owned(),
+        state: 'R',
+        ppid: 1,
+        start_ticks: 1,
+        cpu_ticks: 300,
+        ended_children_ticks: 0,
+        resident_pages: 9,
+        kernel_thread: false,
+    };
     Process { depth, stat, uid: Some(0), command: vec!["cc".to_owned(), format!("{pid}.c")] }
 }
 
