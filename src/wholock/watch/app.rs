@@ -1,13 +1,14 @@
 //! What is on the screen, and what keys make of it. Pure: looks and keys go in, and lines come out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::keys::Key;
 use super::machine::{self, Shares};
 use super::{Processes, Sight};
 use crate::job::JobId;
 use crate::text;
+use crate::wholock::load::Load;
 use crate::wholock::snapshot::{Job, Snapshot, State};
 use crate::wholock::view::{self, Row};
 
@@ -61,6 +62,8 @@ pub struct App {
     /// The processes of the selected job are shown.
     open: bool,
     processes: Option<Processes>,
+    /// What is used outside of the lock, and when that was seen.
+    load: Option<(Load, Instant)>,
     lines: Vec<Line>,
     offset: usize,
     /// Lines that the screen had for them last.
@@ -97,6 +100,11 @@ impl App {
             self.processes = None;
         }
         self.compose();
+    }
+
+    /// What is used outside of the lock, as of now: it is shown with the next look, and until there is something newer.
+    pub fn loaded(&mut self, load: Load, at: Instant) {
+        self.load = Some((load, at));
     }
 
     /// A key was pressed. True if that ends the view.
@@ -217,6 +225,11 @@ impl App {
             }
         }
         lines.extend(snapshot.outsiders.iter().map(|(outsider, job)| plain(view::outsider_row(outsider, *job))));
+        if let Some((load, at)) = &self.load {
+            let age = self.sight.at.saturating_duration_since(*at);
+            let ago = if age > Duration::ZERO { format!("  ({} ago)", text::duration(age)) } else { String::new() };
+            lines.extend(view::load_outside(load).lines().map(|line| Line::Words(format!("{line}{ago}"))));
+        }
         self.lines = lines;
     }
 }
@@ -261,9 +274,8 @@ pub fn summary(snapshot: &Snapshot) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
+    use crate::wholock::load::UserLoad;
     use crate::wholock::tree;
     use crate::wholock::watch::samples::{holder, process, sight, waiter};
     use proptest::prelude::*;
@@ -374,6 +386,26 @@ mod tests {
         assert_eq!(app.hidden(), (1, 39));
         app.pressed(Key::PageUp);
         assert_eq!((app.visible(100).len(), app.hidden()), (50, (0, 0)));
+    }
+
+    #[test]
+    fn load_outside_is_shown_with_its_age() {
+        let start = Instant::now();
+        let user = UserLoad { uid: 4_000_000, percent: 150.0, busy: 0, busiest: Vec::new() };
+        let mut app = App::new(Setting::default());
+        app.loaded(Load { elapsed: Duration::from_secs(1), own_only: false, users: vec![user] }, start);
+        let last = |app: &App| match app.lines().last() {
+            Some(Line::Words(words)) => words.clone(),
+            other => panic!("{other:?}"),
+        };
+        app.looked(sight(start, None, of(&[1], &[])));
+        assert!(last(&app).starts_with("outside the lock: 4000000 uses 150% of a core"), "{}", last(&app));
+        assert!(!last(&app).contains("ago"));
+        app.looked(sight(start + Duration::from_secs(12), None, of(&[1], &[])));
+        assert!(last(&app).ends_with("  (12s ago)"), "{}", last(&app));
+        app.loaded(Load { elapsed: Duration::from_secs(1), own_only: false, users: vec![] }, start);
+        app.looked(sight(start, None, of(&[1], &[])));
+        assert_eq!(app.lines().len(), 1);
     }
 
     #[test]

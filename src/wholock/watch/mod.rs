@@ -7,7 +7,8 @@
 //!
 //! **What a look costs.** The view runs on the machine whose measurements it must not disturb. At each tick the lock is opened
 //! (it may have been set up anew), the queue is read as by plain `wholock`, and of each group two files and its members'
-//! numbers. The processes of the opened job are four files each: they are read as often as [`pace::Pace`] allows. The rates
+//! numbers. The processes of the opened job are four files each, and for the load outside of the lock ([`outside`]) one file
+//! of every process is read: both as rarely as [`pace::Pace`] demands. The rates
 //! are from two looks, matched by the job's identity: a counter that went back, or a job that was not there, has none.
 //!
 //! **The terminal** is given back in every way out: the end, an error, a panic (`screen`), ^Z, SIGTERM. ISIG stays on, so
@@ -20,6 +21,7 @@ pub mod columns;
 pub mod draw;
 pub mod keys;
 pub mod machine;
+pub mod outside;
 pub mod pace;
 #[cfg(test)]
 mod samples;
@@ -33,7 +35,6 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
 use super::snapshot::Snapshot;
@@ -49,7 +50,8 @@ use crate::supervisor::signals::{Signals, stop_now};
 use crate::text;
 use app::{App, Setting};
 use keys::{Decoder, Key};
-use pace::Pace;
+use outside::Outside;
+use pace::{Pace, cpu_time};
 use screen::Screen;
 
 /// Rates need a second look, and nobody wants to wait long for the first of them.
@@ -152,6 +154,7 @@ pub fn run(target: &Target, interval: Duration, inherited: &Inherited) -> Result
         proc: Proc::default(),
         app: App::new(setting),
         tree_pace: Pace::new(TREE_SHARE),
+        outside: Outside::default(),
         signals,
         keys: Decoder::default(),
         screen: Screen::take()?,
@@ -165,6 +168,7 @@ struct View<'a> {
     proc: Proc,
     app: App,
     tree_pace: Pace,
+    outside: Outside,
     signals: Signals,
     keys: Decoder,
     screen: Screen,
@@ -205,7 +209,12 @@ impl View<'_> {
     }
 
     fn look(&mut self) {
-        self.app.looked(self.target.look(&self.proc));
+        let sight = self.target.look(&self.proc);
+        let at = sight.at;
+        if let Some(load) = self.outside.look(&sight.snapshot, &self.proc) {
+            self.app.loaded(load, at);
+        }
+        self.app.looked(sight);
         if self.app.opened().is_some() && self.tree_pace.is_due(Instant::now()) {
             self.read_processes();
         }
@@ -279,10 +288,4 @@ impl View<'_> {
 /// A terminal that hung up fails so.
 fn gone(error: io::Error) -> Error {
     if error.raw_os_error() == Some(libc::EIO) { Error::Gone } else { Error::Terminal(error) }
-}
-
-/// What this thread has used.
-fn cpu_time() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
