@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::procfs;
+
 /// A group's counters at one moment, all processes together that are or ever were in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
@@ -137,7 +139,7 @@ struct Files<'a>(&'a Path);
 
 impl Files<'_> {
     fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.0.join(name)).unwrap_or_default()
+        String::from_utf8(procfs::read(&self.0.join(name)).unwrap_or_default()).unwrap_or_default()
     }
 
     fn number(&self, name: &str) -> Option<u64> {

@@ -265,20 +265,21 @@ impl View<'_> {
                         Decision::Wait(Target::Ticket(other)) => State::WaitingFor(other.number),
                         Decision::Wait(Target::LockFile) | Decision::Start => State::Waiting,
                     };
-                    snapshot.waiters.push(self.job(seen, &record, state));
+                    let supervised = self.supervisor_state(seen, &record).is_some();
+                    snapshot.waiters.push(self.job(seen, &record, state, supervised));
                 }
                 Life::Dead => {
                     if record.stopped && self.supervisor_state(seen, &record).is_some() {
-                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter));
+                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter, true));
                     } else if self.same_machine_view(&record) && orphan::is_hidden(seen, &record) {
-                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan));
+                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan, false));
                     } else if self.same_machine_view(&record) {
                         let group = orphan::group_of(seen, &record, &self.mountinfo);
                         let empty = |group: Option<Box<dyn JobGroup>>| {
                             group.is_none_or(|group| group.population() == Population::Empty)
                         };
                         if !group.is_ok_and(empty) {
-                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan));
+                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan, false));
                         }
                     }
                 }
@@ -303,28 +304,29 @@ impl View<'_> {
 
     fn holder(&self, seen: &Seen, record: &Record) -> Job {
         let foreign = Some(record.joined.pid_namespace) != self.pid_namespace;
-        let state = match self.supervisor_state(seen, record) {
+        let supervisor = self.supervisor_state(seen, record);
+        let state = match supervisor {
             Some('T' | 't') => State::Stopped,
             Some(_) if record.releasing => State::Releasing,
             Some(_) => State::Running,
             None if foreign => State::Running,
             None => State::Guarded,
         };
-        self.with_usage(seen, record, state)
+        self.with_usage(seen, record, state, supervisor.is_some())
     }
 
-    fn job(&self, seen: &Seen, record: &Record, state: State) -> Job {
+    /// `supervised`: its supervisor lives, in our pid namespace.
+    fn job(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
         let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
         // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
         let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
         let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
         let keepers = named.filter(ended_or_its_own).collect();
-        let supervisor = self.supervisor_state(seen, record).map(|_| record.joined.pid);
         Job {
             number: seen.entry.number,
             id: seen.id(record),
             uid: seen.uid,
-            login_uid: supervisor.and_then(|pid| self.proc.login_uid(pid)),
+            login_uid: supervised.then_some(record.joined.pid).and_then(|pid| self.proc.login_uid(pid)),
             mode: seen.entry.mode,
             state,
             age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),
@@ -342,8 +344,8 @@ impl View<'_> {
         }
     }
 
-    fn with_usage(&self, seen: &Seen, record: &Record, state: State) -> Job {
-        let mut job = self.job(seen, record, state);
+    fn with_usage(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
+        let mut job = self.job(seen, record, state, supervised);
         if !self.same_machine_view(record) {
             return job;
         }

@@ -9,7 +9,7 @@ use crate::wholock::load::{self, Load, Ticks};
 use crate::wholock::snapshot::Snapshot;
 
 /// The share of one core that it may take.
-const SHARE: f64 = 0.0025;
+const SHARE: f64 = 0.0015;
 
 /// Not more often, however cheap it is: processes' CPU time is counted in steps of 10 ms.
 const SHORTEST: Duration = Duration::from_millis(400);
