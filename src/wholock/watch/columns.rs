@@ -17,17 +17,17 @@ pub const COMMAND: usize = COLUMNS.len() - 1;
 /// Spaces between two columns.
 pub const GAP: usize = 2;
 
-/// What goes first where the screen is narrow.
-const DROPPED: [Column; 9] = [
-    Column::Plain(7), // CPU TIME
-    Column::Plain(6), // CPU AVG
-    Column::Plain(9), // PROCS
-    Column::Plain(8), // MEMORY
-    Column::Graph,
-    Column::Plain(2), // MODE
-    Column::Plain(4), // AGE
-    Column::Plain(1), // USER
-    Column::Plain(5), // CPU NOW
+/// What goes first where the screen is narrow, and the width of the command that is worth more.
+const DROPPED: [(Column, usize); 9] = [
+    (Column::Plain(7), 20), // CPU TIME
+    (Column::Plain(6), 20), // CPU AVG
+    (Column::Plain(9), 20), // PROCS
+    (Column::Plain(8), 20), // MEMORY
+    (Column::Graph, COMMAND_AT_LEAST),
+    (Column::Plain(2), COMMAND_AT_LEAST), // MODE
+    (Column::Plain(4), COMMAND_AT_LEAST), // AGE
+    (Column::Plain(1), COMMAND_AT_LEAST), // USER
+    (Column::Plain(5), COMMAND_AT_LEAST), // CPU NOW
 ];
 
 /// No column but the command's is wider.
@@ -49,10 +49,10 @@ pub fn fit<'a>(rows: impl Iterator<Item = &'a Row> + Clone, width: usize) -> Vec
     let plain = (0..COMMAND).map(|index| (Column::Plain(index), widest(index)));
     let last = [(Column::Graph, GRAPH.0), (Column::Plain(COMMAND), COMMAND_AT_LEAST)];
     let mut columns: Vec<(Column, usize)> = plain.chain(last).collect();
-    let mut dropped = DROPPED.iter();
-    while total(&columns) > width {
-        let Some(next) = dropped.next() else { break };
-        columns.retain(|(column, _)| column != next);
+    for (dropped, command) in DROPPED {
+        if total(&columns) - COMMAND_AT_LEAST + command > width {
+            columns.retain(|(column, _)| *column != dropped);
+        }
     }
     let mut left = width.saturating_sub(total(&columns));
     for (column, cells) in &mut columns {
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn what_tells_least_goes_first() {
         assert_eq!(names(140), "JOB,USER,MODE,STATE,AGE,CPU NOW,CPU AVG,CPU TIME,MEMORY,PROCS,~,COMMAND");
-        assert_eq!(names(100), "JOB,USER,MODE,STATE,AGE,CPU NOW,MEMORY,PROCS,~,COMMAND");
+        assert_eq!(names(100), "JOB,USER,MODE,STATE,AGE,CPU NOW,MEMORY,~,COMMAND");
         assert_eq!(names(80), "JOB,USER,MODE,STATE,AGE,CPU NOW,~,COMMAND");
         assert_eq!(names(40), "JOB,STATE,COMMAND");
         assert_eq!(names(0), "JOB,STATE,COMMAND");
