@@ -100,17 +100,40 @@ pub struct WholockArgs {
     #[arg(value_name = "JOB", conflicts_with_all = ["pid", "quiet", "json", "tree"])]
     pub job: Option<String>,
     /// Also show every process of each job, with its own CPU time and memory
-    #[arg(long, conflicts_with_all = ["quiet", "json"])]
+    #[arg(long, conflicts_with = "quiet")]
     pub tree: bool,
     /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
     #[arg(short, long)]
     pub quiet: bool,
-    /// How long to watch the jobs for the CPU NOW column; 0 leaves it out [default: 200ms]
+    /// Show it live, anew every so many seconds [default: 2]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = parse_interval,
+        conflicts_with_all = ["json", "quiet", "pid", "tree", "job", "sample"]
+    )]
+    pub watch: Option<Duration>,
+    /// How long to watch for the CPU NOW column and for what is used outside of jobs; 0 leaves both out [default: 200ms]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub sample: Option<Duration>,
     /// Read this configuration file instead of /etc/perflock.toml and your own
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
+}
+
+/// The shortest time between two looks of the live view.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Reads the time between two looks.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < SHORTEST_INTERVAL {
+        Err("the shortest time between two looks is 0.1".to_owned())
+    } else {
+        Ok(interval)
+    }
 }
 
 /// What the command line asks for instead of a run.
@@ -220,6 +243,32 @@ mod tests {
     fn flock_s_dash_c_says_what_to_type() {
         assert!(matches!(parse("-c ls"), Err(Aside::Usage(text)) if text.contains("perflock sh -c 'COMMAND LINE'")));
         assert_eq!(parse("sh -c ls").unwrap().command, ["sh", "-c", "ls"]);
+    }
+
+    #[test]
+    fn the_live_view_takes_a_time_or_none() {
+        let parse = |line: &str| parse_wholock(line.split_whitespace().map(OsString::from).collect());
+        let watch = |line: &str| parse(line).unwrap().watch;
+        assert_eq!(watch(""), None);
+        assert_eq!(watch("--watch"), Some(Duration::from_secs(2)));
+        assert_eq!(watch("--watch 5"), Some(Duration::from_secs(5)));
+        assert_eq!(watch("--watch=0.1"), Some(Duration::from_millis(100)));
+        assert_eq!(watch("--watch 250ms --lock x"), Some(Duration::from_millis(250)));
+        assert_eq!(watch("--watch --private"), Some(Duration::from_secs(2)));
+        for line in [
+            "--watch 0",
+            "--watch 0.05",
+            "--watch soon",
+            "--watch 1 2",
+            "7 --watch",
+            "--watch --json",
+            "--watch -q",
+            "--watch --pid 1",
+            "--watch --tree",
+            "--watch --sample 1",
+        ] {
+            assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
+        }
     }
 
     #[test]

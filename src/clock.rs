@@ -16,3 +16,15 @@ pub fn boottime_usec() -> u64 {
 pub fn since(stamp_usec: u64) -> Duration {
     Duration::from_micros(boottime_usec().saturating_sub(stamp_usec))
 }
+
+/// The time of day where we are: `14:03:22`; empty where the C library cannot tell.
+pub fn time_of_day() -> String {
+    let now = clock_gettime(ClockId::Realtime).tv_sec;
+    // SAFETY: an all-zero tm is valid, and it is only written to.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to valid values.
+    if unsafe { libc::localtime_r(&raw const now, &raw mut local) }.is_null() {
+        return String::new();
+    }
+    format!("{:02}:{:02}:{:02}", local.tm_hour, local.tm_min, local.tm_sec)
+}

@@ -1,12 +1,18 @@
 //! Readers for the few files of `/proc` that perflock needs, see proc(5). Each takes its root from [`Proc`], so that
 //! tests feed captured trees. A process may end between any two reads; callers take every error as "gone or hidden".
 
+mod machine;
+mod switches;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+pub use machine::MachineCpu;
+pub use switches::{ContextSwitches, is_gone};
 
 /// A mounted proc filesystem.
 #[derive(Clone, Debug)]
@@ -28,7 +34,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// The part of `/proc/PID/stat` that is used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
     /// The process.
     pub pid: i32,
@@ -42,6 +48,10 @@ pub struct Stat {
     pub start_ticks: u64,
     /// User and system time of the live process, in clock ticks.
     pub cpu_ticks: u64,
+    /// The same of its children that ended and that it waited for, of theirs included.
+    pub ended_children_ticks: u64,
+    /// It is a thread of the kernel's own.
+    pub kernel_thread: bool,
     /// Its resident memory, in pages.
     pub resident_pages: u64,
 }
@@ -126,10 +136,15 @@ impl Proc {
     /// # Errors
     /// The process is gone, or not ours to look into.
     pub fn environ_has(&self, pid: i32, name: &str, word: &str) -> io::Result<bool> {
-        let environ = read(&self.file(pid, "environ"))?;
-        let value = |entry: &'_ [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
-        let values = environ.split(|&b| b == 0).filter_map(value);
-        Ok(values.into_iter().any(|value| value.split(|&b| b == b' ').any(|found| found == word.as_bytes())))
+        Ok(self.environ(pid)?.has(name, word))
+    }
+
+    /// The environment that the process was started with.
+    ///
+    /// # Errors
+    /// The process is gone, or not ours to look into.
+    pub fn environ(&self, pid: i32) -> io::Result<Environ> {
+        read(&self.file(pid, "environ")).map(Environ)
     }
 
     /// The effective user of the process.
@@ -182,6 +197,23 @@ impl Proc {
     }
 }
 
+/// The environment that a process was started with: its own to write over, hostile text.
+#[derive(Clone, Debug, Default)]
+pub struct Environ(Vec<u8>);
+
+impl Environ {
+    /// The words of every variable called `name`.
+    pub fn words<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let value = move |entry: &'a [u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=");
+        self.0.split(|&b| b == 0).filter_map(value).flat_map(|value| value.split(|&b| b == b' '))
+    }
+
+    /// Whether `word` is one of them.
+    pub fn has(&self, name: &str, word: &str) -> bool {
+        self.words(name).any(|found| found == word.as_bytes())
+    }
+}
+
 /// A flock(2) lock as `/proc/locks` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flock {
@@ -192,6 +224,9 @@ pub struct Flock {
     /// Still waiting for it.
     pub waiting: bool,
 }
+
+/// The flag of a kernel thread in `/proc/PID/stat`: include/linux/sched.h.
+const PF_KTHREAD: u64 = 0x0020_0000;
 
 pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
     // The name stands in parentheses and may hold parentheses and spaces itself: the last `)` ends it.
@@ -209,6 +244,8 @@ pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
         ppid: fields.get(1)?.parse().ok()?,
         start_ticks: number(19)?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
+        ended_children_ticks: number(13)?.saturating_add(number(14)?),
+        kernel_thread: number(6)? & PF_KTHREAD != 0,
         resident_pages: number(21)?,
     })
 }
@@ -244,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_name_full_of_parentheses_does_not_shift_the_fields() {
-        let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 0 0 20 0 1 0 5000 2277376 225 1 1";
+        let line = b"42 (a) R 1 (b) S 7 42 42 0 -1 4194304 90 0 0 0 11 31 3 4 20 0 1 0 5000 2277376 225 1 1";
         let expected = Stat {
             pid: 42,
             comm: "a) R 1 (b".to_owned(),
@@ -252,9 +289,17 @@ mod tests {
             ppid: 7,
             start_ticks: 5000,
             cpu_ticks: 42,
+            ended_children_ticks: 7,
+            kernel_thread: false,
             resident_pages: 225,
         };
         assert_eq!(parse_stat(line), Some(expected));
+    }
+
+    #[test]
+    fn a_kernel_thread_is_known_by_its_flag() {
+        let line = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 9 0 0 20 0 1 0 12 0 0 1 1";
+        assert!(parse_stat(line).unwrap().kernel_thread);
     }
 
     #[test]
@@ -300,10 +345,13 @@ mod tests {
             pid in 1i32.., comm in "[^\0\n]{0,15}", ppid in 0i32.., start_ticks: u64, user: u32, system: u32,
         ) {
             let line = format!(
-                "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} 0 0 20 0 1 0 {start_ticks} 9 2\n"
+                "{pid} ({comm}) S {ppid} 42 42 0 -1 4194304 90 0 0 0 {user} {system} {system} 1 20 0 1 0 {start_ticks} 9 2\n"
             );
             let cpu_ticks = u64::from(user) + u64::from(system);
-            let expected = Stat { pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, resident_pages: 2 };
+            let ended_children_ticks = u64::from(system) + 1;
+            let expected = Stat {
+                pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, ended_children_ticks, kernel_thread: false, resident_pages: 2,
+            };
             prop_assert_eq!(parse_stat(line.as_bytes()), Some(expected));
         }
 
@@ -345,7 +393,8 @@ mod tests {
         fs::create_dir_all(root.path().join("7/task/7")).unwrap();
         fs::create_dir_all(root.path().join("self")).unwrap();
         fs::create_dir_all(root.path().join("sys/kernel/random")).unwrap();
-        let files = ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid"];
+        let files =
+            ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid", "7/task/7/status"];
         for file in files.into_iter().chain(["self/cgroup", "sys/kernel/random/boot_id", "locks"]) {
             fs::write(root.path().join(file), bytes).unwrap();
         }
@@ -365,6 +414,7 @@ mod tests {
             let _ = proc.cgroup_v2(7);
             let _ = proc.own_cgroup_v2();
             let _ = proc.login_uid(7);
+            let _ = proc.context_switches(7);
             let _ = proc.boot_id();
             let _ = proc.flocks(1, 1);
             prop_assert_eq!(proc.cmdline(7).unwrap().is_empty(), bytes.is_empty() || bytes == [0]);

@@ -1,11 +1,20 @@
 //! Users and groups by name.
 
-/// The name of a user, or the number where there is none.
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+thread_local! {
+    /// Names that were asked for: a live view shows the same few again and again, and each may take a file, or a server.
+    static NAMES: RefCell<HashMap<u32, String>> = RefCell::default();
+}
+
+/// The name of a user, or the number where there is none. It is looked up once.
 pub fn name(uid: u32) -> String {
-    match nix::unistd::User::from_uid(uid.into()) {
+    let look_up = || match nix::unistd::User::from_uid(uid.into()) {
         Ok(Some(user)) => user.name,
         _ => uid.to_string(),
-    }
+    };
+    NAMES.with_borrow_mut(|names| names.entry(uid).or_insert_with(look_up).clone())
 }
 
 /// A job's user for a person: `root (alice)` where alice became root, by sudo say.

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     fn process(pid: i32, ppid: i32) -> Stat {
-        Stat { pid, ppid, comm: String::new(), state: 'S', start_ticks: 1, cpu_ticks: 0, resident_pages: 0 }
+        Stat { pid, ppid, state: 'S', start_ticks: 1, ..Stat::default() }
     }
 
     #[test]

@@ -96,6 +96,16 @@ impl Usage {
         }
     }
 
+    /// Reads what a live view shows, again and again: CPU time in all, and memory now.
+    pub fn read_live(directory: &Path) -> Self {
+        let files = Files(directory);
+        Self {
+            cpu_usec: keyed(&files.text("cpu.stat"), "usage_usec"),
+            memory_bytes: files.number("memory.current"),
+            ..Self::default()
+        }
+    }
+
     /// Reads every file that there is.
     pub fn read_all(directory: &Path) -> Self {
         let files = Files(directory);
@@ -128,8 +138,7 @@ struct Files<'a>(&'a Path);
 
 impl Files<'_> {
     fn text(&self, name: &str) -> String {
-        let bytes = procfs::read(&self.0.join(name)).unwrap_or_default();
-        String::from_utf8(bytes).unwrap_or_default()
+        String::from_utf8(procfs::read(&self.0.join(name)).unwrap_or_default()).unwrap_or_default()
     }
 
     fn number(&self, name: &str) -> Option<u64> {
@@ -180,6 +189,8 @@ mod tests {
         };
         assert_eq!(Usage::read(directory.path()), usage);
         assert_eq!(Usage::read_all(directory.path()), usage);
+        let live = Usage { cpu_usec: Some(300), memory_bytes: Some(4096), ..Usage::default() };
+        assert_eq!(Usage::read_live(directory.path()), live);
     }
 
     /// Every field is read from the file that is said to be its source, and from nothing else.

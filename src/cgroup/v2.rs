@@ -15,7 +15,7 @@ use rustix::fs::{Mode as FileMode, OFlags, inotify};
 use super::{GroupError, JobGroup, Maker, Population, Usage, usage};
 use crate::error::FileError;
 use crate::job::GROUP_PREFIX;
-use crate::procfs::Proc;
+use crate::procfs::{self, Proc};
 
 /// A group in a mounted v2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,9 +173,10 @@ pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<Pat
     let groups = tree(directory);
     let mut pids = Vec::new();
     for group in &groups {
-        let text = crate::procfs::read(&group.join("cgroup.procs")).unwrap_or_default();
+        let text = procfs::read(&group.join("cgroup.procs")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         // 0 stands for a process of another pid namespace, or one in its last exit.
-        pids.extend(String::from_utf8_lossy(&text).lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
+        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
     }
     (pids, groups)
 }

@@ -77,7 +77,7 @@ pub fn number(number: Option<u64>) -> Option<String> {
 /// The lines of a block: names in one column, values in the next, `indent` spaces before each.
 pub fn block(facts: &[Fact], indent: usize) -> String {
     /// Where the values begin.
-    const VALUES_AT: usize = 16;
+    const VALUES_AT: usize = 18;
     facts.iter().map(|(name, value)| format!("{:indent$}{name:VALUES_AT$}{value}\n", "")).collect()
 }
 
@@ -95,6 +95,6 @@ mod tests {
     #[test]
     fn values_stand_below_each_other() {
         let facts = [("read", "3.0M".to_owned()), ("disk awaited", "-".to_owned())];
-        assert_eq!(block(&facts, 2), "  read            3.0M\n  disk awaited    -\n");
+        assert_eq!(block(&facts, 2), "  read              3.0M\n  disk awaited      -\n");
     }
 }

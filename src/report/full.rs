@@ -64,7 +64,7 @@ fn lines(report: &Report) -> Vec<Fact> {
     let switches =
         |used: &WaitedFor| format!("{} voluntary, {} involuntary", used.voluntary_switches, used.involuntary_switches);
     // No group counts them.
-    lines.push(or_at_least(("switches", UNKNOWN.to_owned()), waited_for.map(switches)));
+    lines.push(or_at_least(("context switches", UNKNOWN.to_owned()), waited_for.map(switches)));
     lines.push(("processes", facts::known(usage.tasks_peak.map(|peak| format!("{peak} at most, threads included")))));
     let moved = [waited_for.map(|used| used.read_bytes), waited_for.map(|used| used.written_bytes), None];
     let disk = facts::disk(usage).into_iter().zip(moved);
@@ -322,26 +322,26 @@ mod tests {
     #[test]
     fn a_report_reads_like_this() {
         let expected = r"report of job 4: make bench
-  ended           exited with code 0
-  took            12.34s
-  held            15.00s exclusive, alone
-  waited          1m 30.0s behind 2 jobs; ann's make (exclusive), b\u{1b}[2Jb's 'x\ny' (exclusive, by flock)
-  CPU time        1m 28.1s: 714% of a core
-  memory          3.0G at most (page cache at the end 2.0G, largest process 0B)
-  page faults     at least 7 (from disk 0)
-  switches        at least 0 voluntary, 0 involuntary
-  read            at least 0B
-  written         at least 0B
-  leftovers       9: a\tb (12) and 8 more
-  escaped         none seen
-  pins            none by perflock; cpus 0-7
-  group           a cgroup of its own
-  machine         turbo on
-  not counted     CPU held back, CPU awaited, memory awaited, out of memory, processes, disk awaited
-  note            memory counts the page cache of files that it read and wrote (2.0G at the end); the kernel takes that back when others need it
-  note            time(1) would tell 1m 0.0s of CPU time: it does not see processes that nobody waited for
-  note            it had the machine 2.660s longer than the command ran, for what the command left
-  note            at least: counted are processes that were waited for, since the job's group keeps no such count here";
+  ended             exited with code 0
+  took              12.34s
+  held              15.00s exclusive, alone
+  waited            1m 30.0s behind 2 jobs; ann's make (exclusive), b\u{1b}[2Jb's 'x\ny' (exclusive, by flock)
+  CPU time          1m 28.1s: 714% of a core
+  memory            3.0G at most (page cache at the end 2.0G, largest process 0B)
+  page faults       at least 7 (from disk 0)
+  context switches  at least 0 voluntary, 0 involuntary
+  read              at least 0B
+  written           at least 0B
+  leftovers         9: a\tb (12) and 8 more
+  escaped           none seen
+  pins              none by perflock; cpus 0-7
+  group             a cgroup of its own
+  machine           turbo on
+  not counted       CPU held back, CPU awaited, memory awaited, out of memory, processes, disk awaited
+  note              memory counts the page cache of files that it read and wrote (2.0G at the end); the kernel takes that back when others need it
+  note              time(1) would tell 1m 0.0s of CPU time: it does not see processes that nobody waited for
+  note              it had the machine 2.660s longer than the command ran, for what the command left
+  note              at least: counted are processes that were waited for, since the job's group keeps no such count here";
         assert_eq!(text(&report()), expected);
     }
 

@@ -62,6 +62,14 @@ impl Signals {
         if inherited.ignores(SIGTSTP) { Ok(()) } else { report(SIGTSTP, self.writer) }
     }
 
+    /// Also reports `signal`, whatever it does by default.
+    ///
+    /// # Errors
+    /// It is one that cannot be caught.
+    pub fn catch(&self, signal: i32) -> io::Result<()> {
+        report(signal, self.writer)
+    }
+
     /// Readable when a signal came.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()

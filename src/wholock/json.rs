@@ -7,10 +7,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::full;
+use super::load::{Busy, Load, UserLoad};
 use super::snapshot::{Inner, Job, Snapshot, State};
+use super::tree::{self, Process};
 use crate::cgroup::Usage;
 use crate::job::Mode;
 use crate::lock::outsiders::Outsider;
+use crate::procfs::Proc;
 use crate::report::document::{Person, in_usec, sources};
 
 /// The version of the format.
@@ -25,6 +29,8 @@ struct Document<'a> {
     holders: Vec<JobFields<'a>>,
     waiters: Vec<JobFields<'a>>,
     outsiders: Vec<OutsiderFields<'a>>,
+    /// Who uses the CPU outside of jobs; `null` where nobody watched.
+    load_outside: Option<LoadFields<'a>>,
     /// Which file of a job's group each counter is from, and which key in it.
     sources: BTreeMap<&'static str, String>,
 }
@@ -49,9 +55,58 @@ struct JobFields<'a> {
     cpu_now_percent: Option<f64>,
     cpu_average_percent: Option<f64>,
     usage: &'a Usage,
+    context_switches: Option<SwitchesFields>,
     inner: Vec<InnerFields<'a>>,
     /// How many more jobs there are inside it.
     inner_more: usize,
+    /// `--tree`.
+    process_list: Option<Vec<ProcessFields>>,
+}
+
+#[derive(Serialize)]
+struct SwitchesFields {
+    /// What they are the sum over.
+    of: &'static str,
+    voluntary: u64,
+    involuntary: u64,
+}
+
+#[derive(Serialize)]
+struct ProcessFields {
+    pid: i32,
+    parent_pid: i32,
+    user: Option<Person>,
+    state: char,
+    /// Of the process itself, without its children.
+    cpu_usec: u64,
+    memory_bytes: u64,
+    name: String,
+    command: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct LoadFields<'a> {
+    elapsed_usec: u64,
+    /// Processes of others are hidden.
+    own_only: bool,
+    users: Vec<UserLoadFields<'a>>,
+}
+
+#[derive(Serialize)]
+struct UserLoadFields<'a> {
+    user: Person,
+    cpu_percent: f64,
+    busy_processes: usize,
+    busiest: Vec<BusyFields<'a>>,
+}
+
+#[derive(Serialize)]
+struct BusyFields<'a> {
+    pid: i32,
+    name: &'a str,
+    command: &'a [String],
+    cpu_percent: f64,
+    ended_children_cpu_percent: f64,
 }
 
 #[derive(Serialize)]
@@ -75,22 +130,23 @@ struct OutsiderFields<'a> {
     command: &'a [String],
 }
 
-/// The document, on one line.
-pub fn document(snapshot: &Snapshot, lock: &Path) -> String {
+/// The document, on one line; what is known of single processes is read from `proc`, and listed with `tree`.
+pub fn document(snapshot: &Snapshot, lock: &Path, proc: &Proc, tree: bool) -> String {
     let document = Document {
         version: VERSION,
         lock: lock.display().to_string(),
         free: snapshot.free(),
-        holders: snapshot.holders.iter().map(job).collect(),
-        waiters: snapshot.waiters.iter().map(job).collect(),
+        holders: snapshot.holders.iter().map(|holder| job(holder, proc, tree)).collect(),
+        waiters: snapshot.waiters.iter().map(|waiter| job(waiter, proc, tree)).collect(),
         outsiders: snapshot.outsiders.iter().map(|(found, own_job)| outsider(found, *own_job)).collect(),
+        load_outside: snapshot.load_outside.as_ref().map(load),
         sources: sources(),
     };
     // Maps of strings and numbers: nothing in it can fail.
     serde_json::to_string(&document).unwrap_or_default() + "\n"
 }
 
-fn job(job: &Job) -> JobFields<'_> {
+fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
     let (state, waits_for) = match job.state {
         State::Running => ("running", None),
         State::Stopped => ("stopped", None),
@@ -118,8 +174,54 @@ fn job(job: &Job) -> JobFields<'_> {
         cpu_now_percent: job.cpu_now_percent,
         cpu_average_percent: job.cpu_average_percent(),
         usage: &job.usage,
+        context_switches: full::context_switches(job, proc).map(|switches| SwitchesFields {
+            of: full::SWITCHES_OF,
+            voluntary: switches.voluntary,
+            involuntary: switches.involuntary,
+        }),
         inner: job.inner.iter().map(inner).collect(),
         inner_more: job.inner_more,
+        process_list: tree.then(|| tree::read(proc, &job.members).into_iter().map(process).collect()),
+    }
+}
+
+fn process(process: Process) -> ProcessFields {
+    ProcessFields {
+        pid: process.stat.pid,
+        parent_pid: process.stat.ppid,
+        user: process.uid.map(Person::of),
+        state: process.stat.state,
+        cpu_usec: in_usec(process.cpu()),
+        memory_bytes: process.memory_bytes(),
+        name: process.stat.comm,
+        command: process.command,
+    }
+}
+
+fn load(load: &Load) -> LoadFields<'_> {
+    LoadFields {
+        elapsed_usec: in_usec(load.elapsed),
+        own_only: load.own_only,
+        users: load.users.iter().map(user_load).collect(),
+    }
+}
+
+fn user_load(load: &UserLoad) -> UserLoadFields<'_> {
+    UserLoadFields {
+        user: Person::of(load.uid),
+        cpu_percent: load.percent,
+        busy_processes: load.busy,
+        busiest: load.busiest.iter().map(busy).collect(),
+    }
+}
+
+fn busy(busy: &Busy) -> BusyFields<'_> {
+    BusyFields {
+        pid: busy.pid,
+        name: &busy.comm,
+        command: &busy.command,
+        cpu_percent: busy.percent,
+        ended_children_cpu_percent: busy.ended_children_percent,
     }
 }
 

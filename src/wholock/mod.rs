@@ -3,12 +3,15 @@
 
 pub mod full;
 pub mod json;
+pub mod load;
 pub mod snapshot;
 pub mod tree;
 pub mod view;
+pub mod watch;
 
 use std::ffi::{c_char, c_int};
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::cgroup::Usage;
@@ -19,7 +22,7 @@ use crate::lock::{Lock, LockError, setup};
 use crate::procfs::Proc;
 use crate::say::Say;
 use crate::settings::{Environment, Verbosity, lock_path};
-use crate::supervisor::inherit;
+use crate::supervisor::inherit::{self, Inherited};
 use snapshot::Snapshot;
 
 /// How long jobs are watched to see what they use now.
@@ -39,6 +42,8 @@ enum Error {
     NoJob(String),
     #[error("cannot write: {}", crate::error::reason(.0))]
     Write(io::Error),
+    #[error(transparent)]
+    Watch(#[from] watch::Error),
 }
 
 /// `main` of `wholock`.
@@ -47,24 +52,24 @@ enum Error {
 /// See [`inherit::begin`].
 pub unsafe fn main(argc: c_int, argv: *const *const c_char) -> ! {
     // SAFETY: our caller keeps the promise.
-    let (arguments, _) = unsafe { inherit::begin(argc, argv) };
+    let (arguments, inherited) = unsafe { inherit::begin(argc, argv) };
     let say = Say::new("wholock", Verbosity::Normal);
     let ending = match cli::parse_wholock(arguments.into_iter().skip(1).collect()) {
-        Ok(args) => run(&args, &say),
-        Err(Aside::Show(text)) => print(&text).map(|()| 0),
+        Ok(args) => run(&args, &inherited, &say),
+        Err(Aside::Show(text)) => print(&text).map(|()| Ending::Code(0)),
         Err(Aside::Usage(text)) => {
             say.wrong(&text);
-            Ok(exit::OURS)
+            Ok(Ending::Code(exit::OURS))
         }
     };
-    let code = ending.unwrap_or_else(|error| {
+    let ending = ending.unwrap_or_else(|error| {
         say.wrong(&error.to_string());
-        exit::OURS
+        Ending::Code(exit::OURS)
     });
-    Ending::Code(code).leave()
+    ending.leave()
 }
 
-fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
+fn run(args: &WholockArgs, inherited: &Inherited, say: &Say) -> Result<Ending, Error> {
     let environment = Environment::read(|name| std::env::var_os(name));
     let (config, warnings) = environment.configuration(args.config.as_ref())?;
     for warning in warnings {
@@ -75,11 +80,22 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
         false => lock_path(args.lock.as_ref(), &environment, &config),
     };
     let opened = Lock::open(&path);
+    if let (Some(interval), Ok(_) | Err(LockError::Missing(_))) = (args.watch, &opened)
+        && (args.private || opened.is_ok())
+    {
+        let target = watch::Target { path, private: args.private };
+        return Ok(watch::run(&target, interval, inherited)?);
+    }
+    once(args, &path, opened).map(Ending::Code)
+}
+
+/// Everything but `--watch`.
+fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Result<u8, Error> {
     if args.private && matches!(opened, Err(LockError::Missing(_))) {
         // Made by the first job: nobody can have it yet.
         return match (args.quiet, args.json) {
             (true, _) => Ok(0),
-            (_, true) => print(&json::document(&Snapshot::default(), &path)).map(|()| 0),
+            (_, true) => print(&json::document(&Snapshot::default(), path, &Proc::default(), args.tree)).map(|()| 0),
             (_, false) => print(view::FREE).map(|()| 0),
         };
     }
@@ -105,7 +121,7 @@ fn run(args: &WholockArgs, say: &Say) -> Result<u8, Error> {
         return Ok(u8::from(!snapshot.free()));
     }
     print(&match args.json {
-        true => json::document(&snapshot, &path),
+        true => json::document(&snapshot, path, &proc, args.tree),
         false => view::table(&snapshot, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)

@@ -1,11 +1,13 @@
 //! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
 //! ticket. All the reading is here; showing it is in [`super::view`].
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::load::{self, Load, Ticks};
 use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
 use crate::clock;
 use crate::job::{JobId, Mode};
@@ -42,6 +44,9 @@ pub enum State {
 /// How many jobs inside a job are shown: somebody may make any number of groups with such names.
 const INNER_SHOWN: usize = 32;
 
+/// Readings nearer to each other give no rate.
+const SHORTEST_SAMPLE: Duration = Duration::from_millis(1);
+
 /// One job.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -61,6 +66,8 @@ pub struct Job {
     pub age: Duration,
     /// What its group has used.
     pub usage: Usage,
+    /// When that was read.
+    pub read_at: Instant,
     /// CPU use while it was watched, in percent of one core.
     pub cpu_now_percent: Option<f64>,
     /// Living processes.
@@ -98,6 +105,14 @@ pub struct Inner {
     pub command: Vec<String>,
 }
 
+/// CPU use between two readings of one counter, in percent of one core. It is not known if the counter went back, and
+/// readings next to each other tell nothing: the kernel counts in steps.
+pub fn rate_percent(before: (Instant, u64), after: (Instant, u64)) -> Option<f64> {
+    let elapsed = after.0.checked_duration_since(before.0).filter(|&elapsed| elapsed >= SHORTEST_SAMPLE)?;
+    let used = Duration::from_micros(after.1.checked_sub(before.1)?);
+    Some(100.0 * used.as_secs_f64() / elapsed.as_secs_f64())
+}
+
 impl Job {
     /// CPU use on the average, in percent of one core.
     pub fn cpu_average_percent(&self) -> Option<f64> {
@@ -116,6 +131,8 @@ pub struct Snapshot {
     pub waiters: Vec<Job>,
     /// Who uses the lock file without a ticket, and the number of the job that it waits for while it is a part of it.
     pub outsiders: Vec<(Outsider, Option<u64>)>,
+    /// What is used outside of jobs, if that was watched.
+    pub load_outside: Option<Load>,
 }
 
 /// How a job is found from one of its processes.
@@ -130,11 +147,27 @@ struct View<'a> {
 }
 
 impl Snapshot {
-    /// Looks at the lock, twice `sample` apart; `read` reads the counters of a group.
+    /// Looks at the lock, twice `sample` apart, and at what all processes use meanwhile: at these only if it is not zero.
+    /// `read` reads the counters of a group.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
+        // Whatever job joins from here on is known by its time to be new.
+        let before = (!sample.is_zero()).then(|| Ticks::read(proc).ok()).flatten();
+        let mut snapshot = Self::look(lock, proc, read)?;
+        snapshot.watch(sample);
+        let after = before.is_some().then(|| Ticks::read(proc).ok()).flatten();
+        let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], proc));
+        snapshot.load_outside = load;
+        Ok(snapshot)
+    }
+
+    /// Looks at the lock once: no rate is known.
+    ///
+    /// # Errors
+    /// The queue directory could not be read.
+    pub fn look(lock: &Lock, proc: &Proc, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
         let view = View {
             lock,
             proc,
@@ -145,7 +178,6 @@ impl Snapshot {
             cgroup_namespace: proc.own_namespace("cgroup").ok(),
         };
         let mut snapshot = view.jobs()?;
-        snapshot.watch(sample);
         let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
         let outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
         let own_job = |outsider: &Outsider| {
@@ -165,7 +197,8 @@ impl Snapshot {
         self.holders.is_empty() && self.waiters.is_empty() && self.outsiders.is_empty()
     }
 
-    fn jobs(&self) -> impl Iterator<Item = &Job> {
+    /// Every job, in the order in which they are shown.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.holders.iter().chain(&self.waiters)
     }
 
@@ -177,31 +210,38 @@ impl Snapshot {
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
         let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();
-        let has = |name: &str, word: &str| proc.environ_has(pid, name, word).unwrap_or(false);
+        let environ = proc.environ(pid).unwrap_or_default();
         self.jobs().find(|job| {
             let name = job.id.group_name();
             by_group.contains(&job.id)
                 || job.keepers.contains(&pid)
-                || has(subreaper::MARKER, &name)
-                || has(nested::VARIABLE, &job.id.to_string())
+                || environ.has(subreaper::MARKER, &name)
+                || environ.has(nested::VARIABLE, &job.id.to_string())
         })
     }
 
     /// Reads every group's CPU time again after `sample`.
     fn watch(&mut self, sample: Duration) {
-        let groups = self.holders.iter().any(|job| job.group.is_some());
-        if sample.is_zero() || !groups {
+        if sample.is_zero() {
             return;
         }
-        let start = Instant::now();
         std::thread::sleep(sample);
         for job in &mut self.holders {
             let (Some(group), Some(before)) = (&job.group, job.usage.cpu_usec) else { continue };
             // A group that went away meanwhile has no rate, rather than a rate of zero.
-            if let Some(after) = Usage::read(group).cpu_usec {
-                let micros = start.elapsed().as_micros() as f64;
-                job.cpu_now_percent = Some(100.0 * after.saturating_sub(before) as f64 / micros);
-            }
+            let after = Usage::read(group).cpu_usec;
+            job.cpu_now_percent = after.and_then(|after| rate_percent((job.read_at, before), (Instant::now(), after)));
+        }
+    }
+
+    /// Takes each job's rate from what an earlier look saw of the same job.
+    pub fn rates_since(&mut self, earlier: &Self) {
+        let counter = |job: &Job| Some((job.read_at, job.usage.cpu_usec?));
+        let before: HashMap<JobId, (Instant, u64)> =
+            earlier.jobs().filter_map(|job| Some((job.id, counter(job)?))).collect();
+        for job in self.holders.iter_mut().chain(&mut self.waiters) {
+            let pair = before.get(&job.id).copied().zip(counter(job));
+            job.cpu_now_percent = pair.and_then(|(before, after)| rate_percent(before, after));
         }
     }
 }
@@ -225,20 +265,21 @@ impl View<'_> {
                         Decision::Wait(Target::Ticket(other)) => State::WaitingFor(other.number),
                         Decision::Wait(Target::LockFile) | Decision::Start => State::Waiting,
                     };
-                    snapshot.waiters.push(self.job(seen, &record, state));
+                    let supervised = self.supervisor_state(seen, &record).is_some();
+                    snapshot.waiters.push(self.job(seen, &record, state, supervised));
                 }
                 Life::Dead => {
                     if record.stopped && self.supervisor_state(seen, &record).is_some() {
-                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter));
+                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter, true));
                     } else if self.same_machine_view(&record) && orphan::is_hidden(seen, &record) {
-                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan));
+                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan, false));
                     } else if self.same_machine_view(&record) {
                         let group = orphan::group_of(seen, &record, &self.mountinfo);
                         let empty = |group: Option<Box<dyn JobGroup>>| {
                             group.is_none_or(|group| group.population() == Population::Empty)
                         };
                         if !group.is_ok_and(empty) {
-                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan));
+                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan, false));
                         }
                     }
                 }
@@ -263,32 +304,34 @@ impl View<'_> {
 
     fn holder(&self, seen: &Seen, record: &Record) -> Job {
         let foreign = Some(record.joined.pid_namespace) != self.pid_namespace;
-        let state = match self.supervisor_state(seen, record) {
+        let supervisor = self.supervisor_state(seen, record);
+        let state = match supervisor {
             Some('T' | 't') => State::Stopped,
             Some(_) if record.releasing => State::Releasing,
             Some(_) => State::Running,
             None if foreign => State::Running,
             None => State::Guarded,
         };
-        self.with_usage(seen, record, state)
+        self.with_usage(seen, record, state, supervisor.is_some())
     }
 
-    fn job(&self, seen: &Seen, record: &Record, state: State) -> Job {
+    /// `supervised`: its supervisor lives, in our pid namespace.
+    fn job(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
         let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
         // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
         let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
         let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
         let keepers = named.filter(ended_or_its_own).collect();
-        let supervisor = self.supervisor_state(seen, record).map(|_| record.joined.pid);
         Job {
             number: seen.entry.number,
             id: seen.id(record),
             uid: seen.uid,
-            login_uid: supervisor.and_then(|pid| self.proc.login_uid(pid)),
+            login_uid: supervised.then_some(record.joined.pid).and_then(|pid| self.proc.login_uid(pid)),
             mode: seen.entry.mode,
             state,
             age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),
             usage: Usage::default(),
+            read_at: Instant::now(),
             cpu_now_percent: None,
             processes: None,
             command: record.joined.command.clone(),
@@ -301,8 +344,8 @@ impl View<'_> {
         }
     }
 
-    fn with_usage(&self, seen: &Seen, record: &Record, state: State) -> Job {
-        let mut job = self.job(seen, record, state);
+    fn with_usage(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
+        let mut job = self.job(seen, record, state, supervised);
         if !self.same_machine_view(record) {
             return job;
         }
@@ -329,6 +372,7 @@ impl View<'_> {
 
     fn fill(&self, job: &mut Job, directory: &Path) {
         job.usage = (self.read)(directory);
+        job.read_at = Instant::now();
         let (processes, groups) = v2::processes_and_groups_below(directory);
         job.processes = Some(processes.len());
         job.group = Some(directory.to_owned());
@@ -359,5 +403,33 @@ impl View<'_> {
         let stat = self.proc.stat(pid).ok().filter(|stat| matches!(&*stat.comm, "perflock" | "pls"))?;
         let command = self.proc.cmdline(pid).unwrap_or_default();
         Some(Inner { pid: stat.pid, uid: self.proc.uid(pid).ok(), command, ..Inner::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_rate_is_what_was_used_in_the_time() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        assert_eq!(rate_percent((start, 1_000_000), (after(500), 2_000_000)), Some(200.0));
+        assert_eq!(rate_percent((start, 7), (after(500), 7)), Some(0.0));
+        // A counter that went back, and readings at the same moment or in the wrong order.
+        assert_eq!(rate_percent((start, 8), (after(500), 7)), None);
+        assert_eq!(rate_percent((start, 7), (start, 8)), None);
+        assert_eq!(rate_percent((after(500), 7), (start, 8)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_counter_makes_a_rate_that_is_no_number(before: u64, after: u64, usec in 0..u64::from(u32::MAX)) {
+            let start = Instant::now();
+            if let Some(rate) = rate_percent((start, before), (start + Duration::from_micros(usec), after)) {
+                prop_assert!(rate.is_finite() && rate >= 0.0);
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
+use super::load::{Busy, Load, UserLoad};
 use super::snapshot::{Inner, Job, Snapshot, State};
 use super::tree::{self, Process};
 use crate::lock::outsiders::Outsider;
@@ -14,11 +15,12 @@ use crate::text;
 /// What is shown when there is nothing to show.
 pub const FREE: &str = "the machine is free\n";
 
-const COLUMNS: [&str; 11] =
+/// The columns of the table.
+pub const COLUMNS: [&str; 11] =
     ["JOB", "USER", "MODE", "STATE", "AGE", "CPU NOW", "CPU AVG", "CPU TIME", "MEMORY", "PROCS", "COMMAND"];
 
 /// Columns with numbers.
-const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
+pub const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
 
 /// No process is indented further.
 const DEEPEST: usize = 20;
@@ -31,10 +33,11 @@ pub fn terminal_width() -> Option<u16> {
     rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
-/// Holders, waiters, outsiders; with the processes of each job if `tree` says where they are to be read.
+/// Holders, waiters, outsiders, and what is used outside of jobs; with the processes of each job if `tree` says where they are to be read.
 pub fn table(snapshot: &Snapshot, width: Option<u16>, tree: Option<&Proc>) -> String {
+    let load = snapshot.load_outside.as_ref().map(load_outside).unwrap_or_default();
     if snapshot.free() {
-        return FREE.to_owned();
+        return FREE.to_owned() + &load;
     }
     let with_processes = |job: &Job| {
         let processes = tree.map(|proc| tree::read(proc, &job.members)).unwrap_or_default();
@@ -42,7 +45,28 @@ pub fn table(snapshot: &Snapshot, width: Option<u16>, tree: Option<&Proc>) -> St
     };
     let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(with_processes);
     let outsiders = snapshot.outsiders.iter().map(|(outsider, job)| outsider_row(outsider, *job));
-    lay_out(jobs.chain(outsiders).collect(), width)
+    lay_out(jobs.chain(outsiders).collect(), width) + &load
+}
+
+/// Who uses the machine outside of jobs, a line each; empty if nobody does.
+pub fn load_outside(load: &Load) -> String {
+    let hidden = load.own_only.then(|| "outside the lock: processes of others are hidden from you\n".to_owned());
+    load.users.iter().map(user_line).chain(hidden).collect()
+}
+
+fn user_line(load: &UserLoad) -> String {
+    let busiest: Vec<String> = load.busiest.iter().map(busy_process).collect();
+    let more = load.busy - load.busiest.len();
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let name = text::escape(&crate::user::name(load.uid));
+    format!("outside the lock: {name} uses {:.0}% of a core: {}{more}\n", load.percent, busiest.join(", "))
+}
+
+fn busy_process(busy: &Busy) -> String {
+    // Quoted where it would not stand for itself: a name with a comma cannot pose as two processes.
+    let name = text::command_line(std::slice::from_ref(&busy.comm));
+    let children = if 2.0 * busy.ended_children_percent > busy.percent { " with ended children" } else { "" };
+    format!("{name} ({}){children} {:.0}%", busy.pid, busy.percent)
 }
 
 /// A job's processes alone, read from `proc`.
@@ -55,10 +79,11 @@ pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
     lay_out(jobs.iter().flat_map(|job| rows(job)).collect(), width)
 }
 
-type Row = [String; COLUMNS.len()];
+/// One line of the table.
+pub type Row = [String; COLUMNS.len()];
 
 /// A job, and those inside it.
-fn rows(job: &Job) -> Vec<Row> {
+pub fn rows(job: &Job) -> Vec<Row> {
     let inner = job.inner.iter().map(|inner| inner_row(inner, job.number));
     let more = (job.inner_more > 0).then(|| {
         let mut row = Row::default().map(|_: String| UNKNOWN.to_owned());
@@ -69,7 +94,8 @@ fn rows(job: &Job) -> Vec<Row> {
     [row(job)].into_iter().chain(inner).chain(more).collect()
 }
 
-fn process_row(process: &Process) -> Row {
+/// A process of a job.
+pub fn process_row(process: &Process) -> Row {
     let command = text::command_line(&process.command);
     let name = text::escape(&process.stat.comm);
     let state = match process.stat.state {
@@ -150,8 +176,8 @@ fn row(job: &Job) -> Row {
     ]
 }
 
-/// `own_job`: it waits for the job that it is a part of.
-fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
+/// Somebody without a ticket. `own_job`: it waits for the job that it is a part of.
+pub fn outsider_row(outsider: &Outsider, own_job: Option<u64>) -> Row {
     let unknown = || UNKNOWN.to_owned();
     let state = match (outsider.waiting, own_job) {
         (_, Some(job)) => format!("waits for its own job {job}"),
@@ -228,6 +254,7 @@ mod tests {
             state,
             age: Duration::from_secs(750),
             usage: Usage::default(),
+            read_at: std::time::Instant::now(),
             cpu_now_percent: None,
             processes: None,
             command: vec![command.to_owned()],
@@ -255,7 +282,7 @@ mod tests {
         let snapshot = Snapshot {
             holders: vec![holder],
             waiters: vec![job(8, State::WaitingFor(7), "\x1b[31mred")],
-            outsiders: vec![],
+            ..Snapshot::default()
         };
         let expected = "\
 JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY  PROCS  COMMAND
@@ -263,6 +290,27 @@ JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY
   8  root  exclusive  waiting for 7  12m 30s        -        -         -       -      -  '\\u{1b}[31mred'
 ";
         assert_eq!(table(&snapshot, None, None), expected);
+    }
+
+    #[test]
+    fn who_uses_the_machine_outside_of_jobs_has_a_line() {
+        let busy = |pid, comm: &str, percent, ended_children_percent| Busy {
+            pid,
+            comm: comm.to_owned(),
+            command: vec![],
+            percent,
+            ended_children_percent,
+        };
+        let busiest =
+            vec![busy(7, "cc1plus", 99.4, 1.0), busy(8, "sh", 80.0, 79.0), busy(9, "x (1) 9%,\x1b", 30.0, 0.0)];
+        let user = UserLoad { uid: 4_000_000, percent: 211.6, busy: 5, busiest };
+        let load = Load { elapsed: Duration::from_millis(200), own_only: true, users: vec![user] };
+        let expected = "\
+the machine is free
+outside the lock: 4000000 uses 212% of a core: cc1plus (7) 99%, sh (8) with ended children 80%, 'x (1) 9%,\\u{1b}' (9) 30%, and 2 more
+outside the lock: processes of others are hidden from you
+";
+        assert_eq!(table(&Snapshot { load_outside: Some(load), ..Snapshot::default() }, None, None), expected);
     }
 
     #[test]

@@ -184,7 +184,7 @@ fn a_neighbour_who_locks_the_queue_directory_keeps_nobody_who_does_not_want_to_w
     directory.lock().unwrap();
     world.cmd("perflock -n touch ran").run().exits(75).prints("");
     world.cmd("pls -w 0.1 touch ran").run().exits(75).prints("");
-    world.cmd("wholock").run().exits(0).prints("the machine is free\n");
+    world.cmd("wholock --sample 0").run().exits(0).prints("the machine is free\n");
     let waiter = world.cmd("perflock touch ran").spawn();
     wait_until("it waits", || threads_of(waiter.pid()).len() == 2);
     waiter.signal(libc::SIGINT);

@@ -89,13 +89,13 @@ fn everything_is_told_of_a_job_that_ended_well() {
     assert!(allowed.contains(&format!("Cpus_allowed_list:\t{cpus}\n")), "{cpus}");
     // The same on stderr, with what surprises explained.
     for line in [
-        "ended           exited with code 0",
-        "message         nightly",
-        "held            ",
-        "waited          not at all",
-        "leftovers       1: sleep (",
-        "escaped         none seen",
-        "note            time(1) would tell ",
+        "ended             exited with code 0",
+        "message           nightly",
+        "held              ",
+        "waited            not at all",
+        "leftovers         1: sleep (",
+        "escaped           none seen",
+        "note              time(1) would tell ",
     ] {
         assert!(done.stderr.contains(&format!("\n  {line}")), "{line}\n{}", done.stderr);
     }
@@ -355,9 +355,9 @@ fn without_a_group_what_is_not_counted_is_not_said_to_be_nothing() {
     assert!(report["usage"].as_object().unwrap().values().all(Value::is_null), "{report:#}");
     assert!(usec(&report, "/waited_for/user_usec") > 0);
     assert_eq!((&report["tracking"], &report["cpu_average_percent"]), (&"subreaper".into(), &Value::Null));
-    assert!(done.stderr.contains("\n  CPU time        at least 0."), "{}", done.stderr);
+    assert!(done.stderr.contains("\n  CPU time          at least 0."), "{}", done.stderr);
     assert!(
-        done.stderr.contains("\n  note            at least: counted are processes that were waited for"),
+        done.stderr.contains("\n  note              at least: counted are processes that were waited for"),
         "{}",
         done.stderr
     );

@@ -1,12 +1,18 @@
 //! What each job uses: `wholock --json`, `--tree`, and one job in full.
 
-use crate::harness::{World, me, source, wait_until};
+use crate::harness::{Cmd, World, me, pid_in, source, wait_until};
 use crate::needs;
 
 /// What `wholock --json` says, once it was found to be as its schema says.
 #[track_caller]
 fn as_json(world: &World) -> serde_json::Value {
-    let done = world.cmd("wholock --json --sample 10ms").run().exits(0).says("");
+    json_of(world.cmd("wholock --json --sample 10ms"))
+}
+
+/// The same for any such command.
+#[track_caller]
+pub(crate) fn json_of(cmd: Cmd) -> serde_json::Value {
+    let done = cmd.run().exits(0).says("");
     let document = serde_json::from_str(&done.stdout).unwrap();
     let schema = serde_json::from_str(&source("config/wholock.schema.json")).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
@@ -68,6 +74,43 @@ fn without_a_group_json_has_null_for_what_nobody_counts() {
     job.signal(libc::SIGTERM);
     job.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
+}
+
+#[test]
+fn json_lists_the_processes_of_a_job_as_the_tree_does() {
+    needs!(V2);
+    for options in ["", "--cgroup none"] {
+        let world = World::new();
+        let script = "sleep 601 & echo $! > pid; echo running; wait";
+        let job = world.cmd(&format!("perflock -q {options} sh -c")).arg(script).spawn();
+        job.wait_stdout("running\n");
+        let waiter = world.waiter("2.x", world.cmd("perflock -q true"));
+        let child = pid_in(&world.path("pid"));
+        let name = || std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap();
+        wait_until("the child executed sleep", || name() == "sleep\n");
+        let holder = &json_of(world.cmd("wholock --json --tree --sample 0"))["holders"][0];
+        let list = holder["process_list"].as_array().unwrap();
+        assert_eq!(list.len(), 2, "{holder:#}");
+        let (shell, sleep) = (&list[0], &list[1]);
+        assert_eq!((&shell["parent_pid"], &sleep["parent_pid"]), (&job.pid().into(), &shell["pid"]), "{holder:#}");
+        assert_eq!((&sleep["pid"], &sleep["state"], &sleep["name"]), (&child.into(), &"S".into(), &"sleep".into()));
+        assert_eq!(sleep["command"], serde_json::json!(["sleep", "601"]));
+        assert_eq!((&sleep["user"]["name"], &sleep["cpu_usec"]), (&me().into(), &0.into()));
+        assert!(sleep["memory_bytes"].as_u64().is_some_and(|bytes| bytes >= 4096), "{holder:#}");
+        // Both wait, so both have given up a CPU; that is told without the tree as well.
+        let document = json_of(world.cmd("wholock --json --sample 0"));
+        let switches = &document["holders"][0]["context_switches"];
+        assert_eq!(switches["of"], "living threads");
+        assert!(switches["voluntary"].as_u64().is_some_and(|times| times >= 2), "{document:#}");
+        let full = world.cmd("wholock 1 --sample 0").run().exits(0).stdout;
+        assert!(full.contains("\ncontext switches  ") && full.contains(" of living threads (voluntary "), "{full}");
+        assert!(document["holders"][0]["process_list"].is_null(), "{document:#}");
+        assert!(document["waiters"][0]["context_switches"].is_null(), "{document:#}");
+        job.signal(libc::SIGTERM);
+        job.wait().dies_of(libc::SIGTERM);
+        waiter.wait().exits(0);
+        world.assert_clean();
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `bench` measures what
-//! perflock costs, `soak` stresses it.
+//! perflock costs, `soak` stresses it, `capture` puts what it shows into the README.
 // A developer's command line tool: its output goes to the terminal and nowhere else.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod capture;
 mod check;
 mod soak;
 
@@ -26,7 +27,9 @@ usage: cargo xtask check
            --time TIME   for so long instead (90s, 10m, 2h)
            --seed N      what is drawn at random [default: another each time]
            --parallel N  how many at a time [default: 60]
-           --bin DIR     perflock and pls from there [default: debug binaries, built now]";
+           --bin DIR     perflock and pls from there [default: debug binaries, built now]
+       cargo xtask capture
+           puts what wholock shows of a real run into the README; needs root and cgroup v2, best on an idle machine";
 
 /// Why a command of xtask ended early, as one message for the developer.
 type Failure = String;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         "check" if rest.is_empty() => check::check(),
         "bench" => bench::bench(rest),
         "soak" => soak::soak(rest),
+        "capture" => capture::capture(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -144,7 +144,12 @@ impl Cmd {
 
     /// Runs the command on a terminal of its own, in a session of its own, as in a terminal window.
     pub(crate) fn on_terminal(self) -> Terminal {
-        Terminal::start(self)
+        Terminal::start(self, (0, 0))
+    }
+
+    /// The same on one of so many columns and rows.
+    pub(crate) fn on_terminal_of(self, size: (u16, u16)) -> Terminal {
+        Terminal::start(self, size)
     }
 }
 
@@ -168,10 +173,14 @@ impl Collected {
     }
 
     pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap().0).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 
-    fn ended(&self) -> bool {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().0.clone()
+    }
+
+    pub(super) fn ended(&self) -> bool {
         self.0.lock().unwrap().1
     }
 }
