@@ -18,7 +18,7 @@
 //! On a machine that systemd runs, groups are systemd's to give: [`scope`] asks it for one that is delegated to us. Below a
 //! group that is ours already a job group is made directly, [`v2`].
 //!
-//! Where no group can be had, [`subreaper`] keeps a weaker promise; [`detect`] says why.
+//! Where no group can be had, [`subreaper`] keeps a weaker promise; [`mod@detect`] says why.
 
 pub(crate) mod bus;
 pub mod detect;

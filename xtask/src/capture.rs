@@ -2,7 +2,8 @@
 //!
 //! Everything happens in namespaces of its own: the machine is called `atlas`, its `/run` is empty, and no process of anybody
 //! else is seen. So the lock is the usual one, no name of the real machine gets in, and nothing that is shown is made up
-//! or replaced. Only the CPU time of the whole machine is the real one: others' use counts as outside.
+//! or replaced, but for the local part of the kernel's version, which is left out. Only the CPU time of the whole machine is the
+//! real one: others' use counts as outside.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -21,10 +22,10 @@ use crate::soak::debug_binaries;
 use crate::{Failure, cargo, top};
 
 /// A place in the README and how what stands there comes about.
-type Capture = (&'static str, fn(&Stage) -> Result<String, Failure>);
+type Capture = (&'static str, fn(&mut Stage) -> Result<String, Failure>);
 
-/// Every capture.
-const CAPTURES: [Capture; 2] = [("watch", watch), ("table", table)];
+/// Every capture, in the order in which they are made.
+const CAPTURES: [Capture; 3] = [("watch", watch), ("table", table), ("report", report)];
 
 /// The argument of the process in the namespaces; the directory of the programs follows.
 const INSIDE: &str = "--inside";
@@ -46,6 +47,8 @@ const MAKEFILE: &str = "\
 nightly: one two
 one two:
 \t@while :; do i=0; while [ $$i -lt 400000 ]; do i=$$((i+1)); done; sleep 1; done
+bench:
+\t@head -c 200M /dev/zero > data; gzip -c data | sha256sum; sleep 600 &
 ";
 
 /// Makes every capture, and puts them into the README.
@@ -66,7 +69,10 @@ pub(crate) fn capture(arguments: &[String]) -> Result<ExitCode, Failure> {
         return Err("perflock does not build".to_owned());
     }
     let own = std::env::current_exe().map_err(|error| format!("cannot find xtask itself: {error}"))?;
-    let script = format!("mount -t tmpfs tmpfs /run && echo {HOST} > /proc/sys/kernel/hostname && exec \"$@\"");
+    let script = format!(
+        "mount -t tmpfs tmpfs /run && echo {HOST} > /proc/sys/kernel/hostname && uname -r | cut -d- -f1 > /run/osrelease && \
+         mount --bind /run/osrelease /proc/sys/kernel/osrelease && exec \"$@\""
+    );
     let mut command = Command::new("unshare");
     command.args(["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script, "sh"]);
     command.arg(own).args(["capture", INSIDE]).arg(debug_binaries());
@@ -82,12 +88,12 @@ pub(crate) fn capture(arguments: &[String]) -> Result<ExitCode, Failure> {
 }
 
 fn inside_namespaces(programs: &Path) -> Result<ExitCode, Failure> {
-    let stage = Stage::set(programs)?;
+    let mut stage = Stage::set(programs)?;
     let readme = top().join("README.md");
     let failed = |error| format!("{}: {error}", readme.display());
     let mut text = fs::read_to_string(&readme).map_err(failed)?;
     for (name, make) in CAPTURES {
-        text = replaced(&text, name, &make(&stage)?)?;
+        text = replaced(&text, name, &make(&mut stage)?)?;
     }
     fs::write(&readme, text).map_err(failed)?;
     Ok(ExitCode::SUCCESS)
@@ -120,7 +126,7 @@ impl Drop for Actor {
 /// A machine in use: two shared jobs, one that waits, and somebody who uses it without asking.
 struct Stage {
     programs: PathBuf,
-    _actors: Vec<Actor>,
+    actors: Vec<Actor>,
     /// Last, so that it outlives them.
     directory: tempfile::TempDir,
 }
@@ -128,7 +134,7 @@ struct Stage {
 impl Stage {
     fn set(programs: &Path) -> Result<Self, Failure> {
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let mut stage = Self { programs: programs.to_owned(), _actors: Vec::new(), directory };
+        let mut stage = Self { programs: programs.to_owned(), actors: Vec::new(), directory };
         let failed = |error| format!("cannot write a Makefile: {error}");
         fs::write(stage.directory.path().join("Makefile"), MAKEFILE).map_err(failed)?;
         let set_up = stage.command("perflock").args(["--setup", "--quiet"]).status();
@@ -145,7 +151,7 @@ impl Stage {
             let mut command = stage.command(line[0]);
             command.args(&line[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             let child = command.spawn().map_err(|error| format!("cannot start {}: {error}", line[0]))?;
-            stage._actors.push(Actor(child));
+            stage.actors.push(Actor(child));
             stage.wait_for_jobs((index + 1).min(3))?;
         }
         Ok(stage)
@@ -172,7 +178,7 @@ impl Stage {
 }
 
 /// `wholock --watch`, with the processes of the first job.
-fn watch(stage: &Stage) -> Result<String, Failure> {
+fn watch(stage: &mut Stage) -> Result<String, Failure> {
     let mut terminal = Terminal::open()?;
     let mut command = stage.command("wholock");
     command.args(["--watch", "1"]).env("TERM", "xterm");
@@ -187,9 +193,27 @@ fn watch(stage: &Stage) -> Result<String, Failure> {
 }
 
 /// `wholock`.
-fn table(stage: &Stage) -> Result<String, Failure> {
+fn table(stage: &mut Stage) -> Result<String, Failure> {
     let output = stage.command("wholock").output().map_err(|error| format!("cannot start wholock: {error}"))?;
     Ok(format!("$ wholock\n{}", String::from_utf8_lossy(&output.stdout)))
+}
+
+/// `perflock --report`, of a job that waited for another, and left a process behind.
+fn report(stage: &mut Stage) -> Result<String, Failure> {
+    const LINE: &str = "perflock --report make bench";
+    stage.actors.clear();
+    let failed = |error: std::io::Error| format!("cannot start perflock: {error}");
+    let mut holder = stage.command("pls");
+    holder
+        .args(["--quiet", "--time-limit", "3", "gzip", "-c", "/dev/zero"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let holder = holder.spawn().map(Actor).map_err(failed)?;
+    stage.wait_for_jobs(1)?;
+    let mut words = LINE.split(' ');
+    let output = stage.command(words.next().unwrap_or_default()).args(words).output().map_err(failed)?;
+    drop(holder);
+    Ok(format!("$ {LINE}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
 /// A terminal, and what was written to it.
