@@ -10,7 +10,7 @@ use crate::needs;
 
 /// A report that a run left in this file, once it was found to be as its schema says.
 #[track_caller]
-fn report(world: &World, file: &str) -> Value {
+pub(crate) fn report(world: &World, file: &str) -> Value {
     let document = serde_json::from_str(&world.read(file)).unwrap_or_else(|e| panic!("{e}: {:?}", world.read(file)));
     let schema = serde_json::from_str(&source("config/report.schema.json")).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
@@ -20,12 +20,12 @@ fn report(world: &World, file: &str) -> Value {
 }
 
 /// What became of it, without what is `null`.
-fn exit(report: &Value) -> Value {
+pub(crate) fn exit(report: &Value) -> Value {
     let known = report["exit"].as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
     known.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-fn usec(report: &Value, pointer: &str) -> u64 {
+pub(crate) fn usec(report: &Value, pointer: &str) -> u64 {
     report.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}: {report:#}"))
 }
 

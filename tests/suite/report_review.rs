@@ -1,0 +1,324 @@
+//! The report of a run where numbers, neighbours and files are not as one would like them.
+
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use perflock::cgroup::Usage;
+use perflock::child::WaitedFor;
+use perflock::job::Mode;
+use perflock::report::document::{End, Leftovers, Neighbour, Person, Process, Reason, Report, Waited};
+use perflock::report::full;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::guard::kill_both;
+use crate::harness::{ALICE, BOB, World, wait_until};
+use crate::needs;
+use crate::report::{exit, report, usec};
+
+#[test]
+fn a_job_that_started_after_ours_was_over_did_not_share_with_it() {
+    needs!(V2);
+    // It starts within the moment in which the report is made, or a little later.
+    for _ in 0..5 {
+        let world = World::new();
+        let job = world.cmd("pls --report-file r sh -c").arg("echo up; until [ -e stop ]; do sleep 0.01; done").spawn();
+        job.wait_stdout("up\n");
+        let next = world.waiter("2.x", world.cmd("perflock -q true"));
+        world.write("stop", "");
+        job.wait().exits(0);
+        next.wait().exits(0);
+        assert_eq!(report(&world, "r")["shared_with"], json!([]));
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn what_stood_in_the_file_behind_stdout_is_kept() {
+    needs!(V2);
+    let world = World::new();
+    for (file, redirect) in [("/dev/stdout", ">>"), ("/proc/self/fd/1", ">>"), ("log", ">>"), ("/dev/stdout", ">")] {
+        world.write("log", "");
+        world
+            .sh(&format!("{{ echo before; perflock --report-file {file} echo done; echo after; }} {redirect} log"))
+            .run()
+            .exits(0);
+        let log = world.read("log");
+        let [before, done, document, after] = log.lines().collect::<Vec<_>>()[..] else { panic!("{file}: {log:?}") };
+        assert_eq!((before, done, after), ("before", "done", "after"));
+        assert_eq!(serde_json::from_str::<Value>(document).unwrap()["exit"]["code"], 0);
+    }
+}
+
+/// As below systemd, whose services have a socket for stdout. Such a one cannot be opened by name.
+#[test]
+fn the_report_goes_to_a_socket_that_is_stdout() {
+    needs!(V2);
+    let world = World::new();
+    let script = "use Socket; socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0); \
+        if (!fork) { open STDOUT, '>&', $b; close $b; close $a; exec @ARGV } close $b; print while <$a>; wait; exit $? >> 8";
+    needs!(Program("perl"));
+    let done =
+        world.cmd("perl -e").arg(script).args(["perflock", "--report-file", "/dev/stdout", "true"]).run().exits(0);
+    assert_eq!(serde_json::from_str::<Value>(&done.stdout).unwrap()["exit"]["code"], 0);
+}
+
+#[test]
+fn a_descriptor_that_is_not_open_is_found_out_before_anything_is_run() {
+    let world = World::new();
+    let done = world.cmd("perflock --report-file /dev/fd/77 touch ran").run().exits(125);
+    assert_eq!(done.stderr, "perflock: cannot write the report to /dev/fd/77: Bad file descriptor\n");
+    assert!(!world.path("ran").exists());
+}
+
+#[test]
+fn a_limit_of_file_sizes_costs_the_report_and_nothing_else() {
+    needs!(V2, Program("prlimit"));
+    let world = World::new();
+    let done = world.cmd("prlimit --fsize=1024 perflock --report-file r sh -c").arg("exit 3").run().exits(3);
+    assert_eq!(done.stderr, "perflock: warning: cannot write the report to r: File too large\n");
+    world.assert_clean();
+}
+
+#[test]
+fn a_report_whose_file_was_removed_meanwhile_is_said_to_be_lost() {
+    needs!(V2);
+    let world = World::new();
+    let done = world.cmd("perflock --report-file r rm r").run().exits(0);
+    assert_eq!(done.stderr, "perflock: warning: cannot write the report to r: it was removed meanwhile\n");
+}
+
+#[test]
+fn a_wait_for_the_queue_is_not_no_wait_at_all() {
+    needs!(V2, Program("flock"));
+    let world = World::new();
+    let holder = world.cmd("flock -F").arg(world.queue()).args(["sh", "-c", "echo locked; sleep 0.5"]).spawn();
+    holder.wait_stdout("locked\n");
+    let done = world.cmd("perflock --report --report-file r true").run().exits(0);
+    assert!(usec(&report(&world, "r"), "/waited_usec") > 200_000);
+    assert!(!done.stderr.contains("waited          not at all"), "{}", done.stderr);
+    holder.wait().exits(0);
+}
+
+/// `exec 9> LOCK; flock 9` in a script: flock(1) ends, and the script has the lock.
+#[test]
+fn a_holder_by_flock_that_ended_is_not_shown_as_somebody_s_nothing() {
+    needs!(V2, Program("flock"));
+    let world = World::new();
+    let holder = world.sh("exec 9< lock; flock 9; echo locked; until [ -e stop ]; do sleep 0.01; done").spawn();
+    holder.wait_stdout("locked\n");
+    let waiter = world.cmd("perflock --report --report-file r true").spawn();
+    waiter.wait_stderr("waiting for lock");
+    world.write("stop", "");
+    holder.wait().exits(0);
+    let done = waiter.wait().exits(0);
+    let pid = report(&world, "r")["waited_behind"][0]["pid"].clone();
+    assert!(done.stderr.contains(&format!("; process {pid}, which ended (exclusive, by flock)\n")), "{}", done.stderr);
+}
+
+#[test]
+fn a_job_inside_another_is_shown_as_one() {
+    needs!(V2);
+    let world = World::new();
+    let done = world.cmd("perflock -q pls --report true").run().exits(0);
+    assert!(done.stderr.contains("s shared, inside job 1, which had the machine\n"), "{}", done.stderr);
+}
+
+/// Of so short a job the kernel has counted more before it was executed than afterwards.
+#[test]
+fn a_job_of_no_time_has_no_share_of_a_core() {
+    needs!(V2);
+    let world = World::new();
+    let done = world.cmd("perflock --report --report-file r true").run().exits(0);
+    let report = report(&world, "r");
+    if usec(&report, "/wall_usec") < 10_000 {
+        assert_eq!(report["cpu_average_percent"], Value::Null);
+        assert!(!done.stderr.contains("% of a core"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_wait_for_an_orphan_is_a_wait_and_behind_its_owner() {
+    needs!(V2, Root, OwnGroup);
+    let world = World::for_uid(ALICE);
+    let job = world.cmd("perflock sh -c").arg("trap '' TERM; echo ready; sleep 600").spawn();
+    job.wait_stdout("ready\n");
+    kill_both(&world, job);
+    let group = world.job_groups().pop().unwrap();
+    // One gives up, one is ended, one gets the machine.
+    let by_bob = |file: &str, options: &str| {
+        let line = format!("perflock --cgroup none --report --report-file {file} {options} true");
+        world.cmd(&line).uid(BOB)
+    };
+    by_bob("late", "-w 0.3").run().exits(75);
+    let late = report(&world, "late");
+    assert_eq!(exit(&late), json!({"reason": "lock-not-obtained"}));
+    assert!(usec(&late, "/waited_usec") >= 300_000, "{late:#}");
+    assert_eq!(late["waited_behind"][0]["user"]["uid"], ALICE);
+    let ended = by_bob("ended", "").spawn();
+    ended.wait_stderr(" to end (only ");
+    ended.signal(libc::SIGINT);
+    ended.wait().dies_of(libc::SIGINT);
+    let ended = report(&world, "ended");
+    assert_eq!(
+        exit(&ended),
+        json!({"reason": "lock-not-obtained", "error": "ended by signal 2 (SIGINT) while it waited"})
+    );
+    let next = by_bob("r", "").spawn();
+    let start = Instant::now();
+    next.wait_stderr(" to end (only ");
+    // So long that the report has a word about it.
+    wait_until("more than a second is over", || start.elapsed() > Duration::from_millis(1200));
+    std::fs::write(group.join("cgroup.kill"), "1").unwrap();
+    let done = next.wait().exits(0);
+    let report = report(&world, "r");
+    assert!(usec(&report, "/waited_usec") > 1_000_000, "{report:#}");
+    assert!(usec(&report, "/held_usec") < 1_000_000, "{report:#}");
+    assert_eq!(report["waited_behind"][0]["user"]["uid"], ALICE);
+    assert!(!done.stderr.contains("for what the command left"), "{}", done.stderr);
+    world.cmd("perflock true").run().exits(0);
+}
+
+#[test]
+fn a_job_that_is_cancelled_while_it_waits_for_an_orphan_says_by_whom() {
+    needs!(V2, Root, OwnGroup);
+    let world = World::for_uid(ALICE);
+    let job = world.cmd("perflock sh -c").arg("echo ready; sleep 600").spawn();
+    job.wait_stdout("ready\n");
+    kill_both(&world, job);
+    let next = world.cmd("perflock --cgroup none --report-file r true").uid(BOB).spawn();
+    next.wait_stderr(" to end (only ");
+    world.cmd("perflock --cancel 2").uid(0).run().exits(0);
+    let done = next.wait().dies_of(libc::SIGTERM);
+    let report = report(&world, "r");
+    assert_eq!(
+        (&report["exit"]["reason"], &report["exit"]["cancelled_by"]["uid"]),
+        (&"cancelled".into(), &0.into()),
+        "{report:#}"
+    );
+    assert!(done.stderr.ends_with("perflock: cancelled by root\n"), "{}", done.stderr);
+    world.cmd("perflock true").run().exits(0);
+}
+
+fn person() -> impl Strategy<Value = Option<Person>> {
+    proptest::option::of((any::<u32>(), any::<String>()).prop_map(|(uid, name)| Person { uid, name }))
+}
+
+fn neighbours() -> impl Strategy<Value = Vec<Neighbour>> {
+    let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::Shared)];
+    let parts = (any::<Option<u64>>(), any::<i32>(), person(), mode, any::<Vec<String>>());
+    let one = parts.prop_map(|(number, pid, user, mode, command)| Neighbour { number, pid, user, mode, command });
+    proptest::collection::vec(one, 0..6)
+}
+
+fn processes() -> impl Strategy<Value = Vec<Process>> {
+    let one = (any::<i32>(), any::<String>()).prop_map(|(pid, name)| Process { pid, name });
+    proptest::collection::vec(one, 0..7)
+}
+
+/// Counters that are not known, nothing, plausible, and what only a broken kernel would say.
+fn counter() -> impl Strategy<Value = Option<u64>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(0)),
+        (0..10_000_000_u64).prop_map(Some),
+        any::<u64>().prop_map(Some),
+        Just(Some(u64::MAX))
+    ]
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    proptest::array::uniform12(counter()).prop_map(|n| Usage {
+        cpu_usec: n[0],
+        user_usec: n[1],
+        throttled_usec: n[2],
+        cpu_stall_usec: n[3],
+        memory_peak_bytes: n[4],
+        memory_file_bytes: n[5],
+        swap_bytes: n[6],
+        oom_kills: n[7],
+        tasks_peak: n[8],
+        read_bytes: n[9],
+        faults: n[10],
+        io_stall_usec: n[11],
+        ..Usage::default()
+    })
+}
+
+fn waited_for() -> impl Strategy<Value = Option<WaitedFor>> {
+    let numbers = proptest::array::uniform4(counter());
+    proptest::option::of(numbers.prop_map(|n| WaitedFor {
+        user_usec: n[0].unwrap_or(0),
+        system_usec: n[1].unwrap_or(0),
+        largest_process_bytes: n[2].unwrap_or(0),
+        faults: n[3].unwrap_or(0),
+        ..WaitedFor::default()
+    }))
+}
+
+fn end_of_a_run() -> impl Strategy<Value = End> {
+    let reason = proptest::sample::select(vec![
+        Reason::Exited,
+        Reason::Signal,
+        Reason::TimeLimit,
+        Reason::OutOfMemory,
+        Reason::Cancelled,
+        Reason::Killed,
+        Reason::Stopped,
+        Reason::SupervisorLost,
+        Reason::LockNotObtained,
+        Reason::Failed,
+    ]);
+    let parts = (reason, any::<Option<i32>>(), any::<Option<i32>>(), person(), any::<Option<String>>());
+    parts.prop_map(|(reason, code, signal, cancelled_by, error)| End { reason, code, signal, cancelled_by, error })
+}
+
+fn any_report() -> impl Strategy<Value = Report> {
+    let words = (any::<Vec<String>>(), any::<Option<String>>(), any::<Option<String>>(), any::<bool>());
+    let times = (
+        counter(),
+        counter(),
+        any::<u64>(),
+        any::<usize>(),
+        proptest::option::of(prop_oneof![0.0..1e9, Just(f64::NAN)]),
+    );
+    let others = (neighbours(), neighbours(), processes(), proptest::option::of(processes()), any::<usize>());
+    (words, times, others, usage(), waited_for(), end_of_a_run()).prop_map(
+        |(words, times, others, usage, waited_for, exit)| {
+            let mode = if words.3 { Mode::Shared } else { Mode::Exclusive };
+            let mut report = Report::new(words.0, mode, Path::new("/lock").to_owned(), SystemTime::UNIX_EPOCH);
+            (report.message, report.inside) = (words.1, words.2);
+            (report.held_usec, report.wall_usec, report.cpu_average_percent) = (times.0, times.1, times.4);
+            report.waited = Waited { time: Duration::from_micros(times.2), ahead: times.3, behind: others.0 };
+            report.shared_with = others.1;
+            report.leftovers = Some(Leftovers { count: others.4, named: others.2 });
+            (report.escaped, report.usage, report.waited_for, report.exit) = (others.3, usage, waited_for, exit);
+            report.notes = full::notes(&report);
+            report
+        },
+    )
+}
+
+#[test]
+fn any_report_is_a_harmless_block_and_a_document_of_its_schema() {
+    let schema = serde_json::from_str(&crate::harness::source("config/report.schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) };
+    proptest!(config, |(report in any_report())| {
+        let text = full::text(&report);
+        let mut lines = text.split('\n');
+        prop_assert!(lines.next().unwrap().starts_with("report of job: "));
+        for line in lines {
+            prop_assert!(!line.chars().any(char::is_control), "{line:?}");
+            let (name, value) = line.strip_prefix("  ").unwrap().split_at_checked(16).unwrap();
+            prop_assert!(name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.ends_with(' '), "{line:?}");
+            prop_assert!(!value.trim().is_empty() && value != "-", "{line:?}");
+        }
+        let json = report.json();
+        let one_line = json.lines().count() == 1 && json.ends_with('\n');
+        prop_assert!(one_line);
+        let document = serde_json::from_str(&json).unwrap();
+        let mut errors = validator.iter_errors(&document).map(|error| error.to_string());
+        prop_assert_eq!(errors.next(), None);
+    });
+}
