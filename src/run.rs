@@ -464,7 +464,7 @@ impl Run {
 
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
-        let held = self.account.held();
+        self.account.gives_back();
         let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
         let failed = !matches!(&result, Ok(Finished { outcome: Outcome { exit: Exit::Code(0), .. }, .. }));
         let cancelled = hold.as_ref().filter(|_| failed).and_then(|hold| hold.ticket().cancelled_by());
@@ -480,7 +480,7 @@ impl Run {
         }
         let what_happened = [report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
-        let (full, not_written) = self.account.finished(&outcome, held, cancelled);
+        let (full, not_written) = self.account.finished(&outcome, cancelled);
         for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&not_written) {
             self.say.wrong(line);
         }

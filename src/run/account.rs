@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::cgroup::{Backend, Usage};
 use crate::child::Exit;
+use crate::clock;
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
 use crate::lock::outsiders::Outsider;
@@ -36,6 +37,16 @@ struct Open {
     file: Option<(File, PathBuf)>,
     report: RefCell<Report>,
     held_since: Cell<Option<Instant>>,
+    given_back: Cell<Option<GivenBack>>,
+}
+
+/// When the machine was given back.
+#[derive(Clone, Copy, Debug)]
+struct GivenBack {
+    /// On the clock of the tickets.
+    at_usec: u64,
+    /// How long it was held.
+    held: Option<Duration>,
 }
 
 impl Account {
@@ -57,7 +68,8 @@ impl Account {
         let lock = settings.lock.clone();
         let mut report = Report::new(command, settings.mode, lock, SystemTime::now());
         report.message.clone_from(&settings.message);
-        Ok(Self(Some(Open { text: settings.report, file, report: report.into(), held_since: Cell::default() })))
+        let (held_since, given_back) = (Cell::default(), Cell::default());
+        Ok(Self(Some(Open { text: settings.report, file, report: report.into(), held_since, given_back })))
     }
 
     /// From when on a job is worth the cost of reading every counter of its group.
@@ -116,7 +128,7 @@ impl Account {
     pub(super) fn holds(&self, id: JobId) {
         self.note(|report| {
             (report.number, report.job) = (Some(id.number), Some(id.to_string()));
-            look_beside(report);
+            look_beside(report, clock::boottime_usec());
         });
         self.has_the_machine();
     }
@@ -125,9 +137,16 @@ impl Account {
         self.0.iter().for_each(|open| open.held_since.set(Some(Instant::now())));
     }
 
-    /// How long it has had the machine.
-    pub(super) fn held(&self) -> Option<Duration> {
-        self.0.as_ref()?.held_since.get().map(|since| since.elapsed())
+    /// The machine is given back now: whoever gets it from here on did not share it with this job.
+    pub(super) fn gives_back(&self) {
+        if let Some(open) = &self.0 {
+            let held = open.held_since.get().map(|since| since.elapsed());
+            open.given_back.set(Some(GivenBack { at_usec: clock::boottime_usec(), held }));
+        }
+    }
+
+    fn given_back(&self) -> Option<GivenBack> {
+        self.0.as_ref()?.given_back.get()
     }
 
     /// The group that it runs in.
@@ -147,7 +166,7 @@ impl Account {
 
     /// The supervisor was killed, and this is its guard: the job is over, and the machine given back.
     pub(super) fn supervisor_lost(&self, usage: Usage) {
-        let held = self.held();
+        let held = self.given_back().and_then(|given_back| given_back.held);
         self.note(|report| {
             report.exit.reason = Reason::SupervisorLost;
             report.usage = usage;
@@ -158,27 +177,23 @@ impl Account {
         let _ = self.write();
     }
 
-    /// The job is over, and the machine given back after `held`. Returns what is to be printed: the report, if it was asked
+    /// The job is over, and the machine given back. Returns what is to be printed: the report, if it was asked
     /// for, and why it could not be written where it should be.
-    pub(super) fn finished(
-        &self,
-        outcome: &Outcome,
-        held: Option<Duration>,
-        cancelled_by: Option<u32>,
-    ) -> (Option<String>, Option<String>) {
+    pub(super) fn finished(&self, outcome: &Outcome, cancelled_by: Option<u32>) -> (Option<String>, Option<String>) {
+        let given_back = self.given_back();
         self.note(|report| {
             report.exit = end(outcome, cancelled_by);
             report.usage = outcome.usage;
             report.waited_for = Some(outcome.waited_for);
             report.wall_usec = Some(in_usec(outcome.wall));
-            report.held_usec = held.map(in_usec);
+            report.held_usec = given_back.and_then(|given_back| given_back.held).map(in_usec);
             let wall_usec = outcome.wall.as_micros().max(1) as f64;
             report.cpu_average_percent = outcome.usage.cpu_usec.map(|cpu_usec| 100.0 * cpu_usec as f64 / wall_usec);
             let process = |ended: &Leftover| Process { pid: ended.pid, name: ended.name.clone() };
             let named = outcome.leftovers.iter().map(process).collect();
             report.leftovers = Some(Leftovers { count: outcome.leftover_count, named });
             report.escaped = report.job.as_deref().map(|id| carriers(&Proc::default(), id));
-            look_beside(report);
+            given_back.iter().for_each(|given_back| look_beside(report, given_back.at_usec));
             look_around(report);
         });
         let text = self.0.as_ref().filter(|open| open.text).map(|open| full::text(&open.report.borrow()));
@@ -194,11 +209,13 @@ impl Account {
     }
 }
 
-/// Notes who else has the machine now. An exclusive job has it alone.
-fn look_beside(report: &mut Report) {
+/// Notes who else has the machine, of those that had it `at_usec`. An exclusive job has it alone, also where its ticket is
+/// still there, or there already.
+fn look_beside(report: &mut Report, at_usec: u64) {
     let (Mode::Shared, Some(number)) = (report.mode, report.number) else { return };
     let others = others(report, number);
-    let holders = others.iter().filter(|other| other.record.granted_usec.is_some());
+    let had_it = |other: &&Other| other.record.granted_usec.is_some_and(|granted_usec| granted_usec <= at_usec);
+    let holders = others.iter().filter(had_it).filter(|other| !other.record.joined.mode.conflicts_with(report.mode));
     add(&mut report.shared_with, holders.map(job).collect());
 }
 

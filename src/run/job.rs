@@ -48,6 +48,7 @@ impl Job<'_> {
         let mut shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
         shared.extend(self.run.account.descriptor());
         let after = |usage| {
+            self.run.account.gives_back();
             if let Some(hold) = self.hold {
                 hold.release_by_guard();
             }
