@@ -3,11 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{Stat, fstat};
 
 use crate::cgroup::{Backend, Usage};
 use crate::child::Exit;
@@ -54,10 +56,7 @@ impl Account {
     /// run left in it is not taken for this one's.
     pub(super) fn open(settings: &Settings, command: &[OsString]) -> Result<Self, FileError> {
         let open = |path: &Path| {
-            // At the end of what the command may have written there itself, as through /dev/stdout.
-            let mut options = OpenOptions::new();
-            options.create(true).append(true).custom_flags(libc::O_TRUNC | libc::O_NOCTTY);
-            let file = options.open(path).map_err(FileError::on("write the report to", path))?;
+            let file = open_file(path).map_err(FileError::on("write the report to", path))?;
             Ok((file, path.to_owned()))
         };
         if !settings.report && settings.report_file.is_none() {
@@ -206,6 +205,40 @@ impl Account {
         let (mut file, path) = open.file.as_ref().map(|(file, path)| (file, path))?;
         let written = file.write_all(open.report.borrow().json().as_bytes());
         Some(format!("warning: {}", FileError::on("write the report to", path)(written.err()?)))
+    }
+}
+
+/// Opens the file that a report is to be written to, and empties it.
+fn open_file(path: &Path) -> io::Result<File> {
+    if let Some(fd) = descriptor_named(path) {
+        // Not by its name: what stands in the file behind it is not ours to remove, each opening has a place of its own in it,
+        // and a socket cannot be opened.
+        // SAFETY: duplicates a number, which may mean nothing, and touches no memory.
+        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if copy == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel made a new descriptor that nobody else owns.
+        return Ok(unsafe { File::from_raw_fd(copy) });
+    }
+    // At the end of what the command may have written there itself.
+    let file = OpenOptions::new().create(true).append(true).custom_flags(libc::O_NOCTTY).open(path)?;
+    let opened = fstat(&file)?;
+    let same = |other: Stat| (other.st_dev, other.st_ino) == (opened.st_dev, opened.st_ino);
+    let printed_to = [fstat(io::stdout()), fstat(io::stderr())];
+    // A log that our output goes to is kept, whatever its name.
+    if file.metadata()?.is_file() && !printed_to.into_iter().flatten().any(same) {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+/// The descriptor that a path is another name of: `/dev/stdout`, `/dev/fd/3`.
+fn descriptor_named(path: &Path) -> Option<RawFd> {
+    match path.to_str()? {
+        "/dev/stdout" => Some(libc::STDOUT_FILENO),
+        "/dev/stderr" => Some(libc::STDERR_FILENO),
+        path => path.strip_prefix("/dev/fd/").or_else(|| path.strip_prefix("/proc/self/fd/"))?.parse().ok(),
     }
 }
 

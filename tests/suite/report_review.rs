@@ -50,14 +50,23 @@ fn what_stood_in_the_file_behind_stdout_is_kept() {
     }
 }
 
+#[test]
+fn a_file_without_a_name_that_is_stdout_was_not_removed_meanwhile() {
+    needs!(V2);
+    let world = World::new();
+    let script = "exec 5> out; rm out; perflock --report-file /dev/stdout true >&5; cat /proc/self/fd/5 >&2";
+    let done = world.sh(script).run().exits(0);
+    let document: Value = serde_json::from_str(&done.stderr).unwrap_or_else(|e| panic!("{e}: {}", done.stderr));
+    assert_eq!(document["exit"]["code"], 0);
+}
+
 /// As below systemd, whose services have a socket for stdout. Such a one cannot be opened by name.
 #[test]
 fn the_report_goes_to_a_socket_that_is_stdout() {
-    needs!(V2);
+    needs!(V2, Program("perl"));
     let world = World::new();
     let script = "use Socket; socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0); \
         if (!fork) { open STDOUT, '>&', $b; close $b; close $a; exec @ARGV } close $b; print while <$a>; wait; exit $? >> 8";
-    needs!(Program("perl"));
     let done =
         world.cmd("perl -e").arg(script).args(["perflock", "--report-file", "/dev/stdout", "true"]).run().exits(0);
     assert_eq!(serde_json::from_str::<Value>(&done.stdout).unwrap()["exit"]["code"], 0);
