@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, RawFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -203,8 +203,19 @@ impl Account {
     fn write(&self) -> Option<String> {
         let open = self.0.as_ref()?;
         let (mut file, path) = open.file.as_ref().map(|(file, path)| (file, path))?;
+        // A limit of file sizes (setrlimit(2), RLIMIT_FSIZE) is an error for us, and not our death: the command's status is still
+        // to be told.
+        // SAFETY: ignoring a signal runs no code, and nothing is executed any more that would inherit it.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let written = file.write_all(open.report.borrow().json().as_bytes());
-        Some(format!("warning: {}", FileError::on("write the report to", path)(written.err()?)))
+        let kept = || match file.metadata() {
+            Ok(it) if it.is_file() && it.nlink() == 0 && descriptor_named(path).is_none() => {
+                Err(io::Error::other("it was removed meanwhile"))
+            }
+            _ => Ok(()),
+        };
+        let error = written.and_then(|()| kept()).err()?;
+        Some(format!("warning: {}", FileError::on("write the report to", path)(error)))
     }
 }
 
