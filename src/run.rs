@@ -22,14 +22,11 @@ use crate::exit::{self, Ending};
 use crate::job::Mode;
 use crate::lock::{self, Hold, Joined, Lock, LockError, Record, setup};
 use crate::nested::{self, Outer};
-use crate::orphan;
-use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
 use crate::report::document::Reason;
 use crate::say::Say;
 use crate::settings::{Environment, LOCK, Settings, Verbosity};
-use crate::step::Step;
 use crate::supervisor::Outcome;
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
@@ -38,7 +35,7 @@ use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
 use job::{Finished, Job};
-use wait::fatal;
+use wait::{Unstarted, fatal};
 
 /// The job of a lock that a process belongs to. A job of another lock inside it replaces it.
 const JOB_VARIABLE: &str = nested::VARIABLE;
@@ -240,7 +237,13 @@ impl Run {
     fn run(mut self, args: &RunArgs) -> Result<Ending, Error> {
         let result = self.attempt(args);
         if let Err(error) = &result {
-            self.did_not_run(Reason::Failed, Some(error.to_string()));
+            let error = match error {
+                Error::Signalled(signal) => {
+                    format!("ended by {} before the command was started", report::full::signal_name(*signal))
+                }
+                error => error.to_string(),
+            };
+            self.did_not_run(Reason::Failed, Some(error));
         }
         result
     }
@@ -393,14 +396,27 @@ impl Run {
             Ok(hold) => hold,
             Err(ending) => return Ok(self.without_the_machine(ending)),
         };
-        self.account.holds(hold.ticket().id);
         // From here on the machine is ours: whatever fails, it is given back.
-        let held = self.run_held(command, here, detected, &hold, signals, self.limits(signals, started));
-        match held {
-            Ok(Some(result)) => self.finish(result, Some(hold), waited),
+        let limits = self.limits(signals, started);
+        match self.end_orphans(here, &hold, signals, limits) {
             Ok(None) => {
+                // To the user that was a wait like any other.
+                self.account.waited(started.elapsed());
+                self.account.holds(hold.ticket().id);
+                let result = self.run_held(command, here, detected, &hold, signals);
+                self.finish(result, Some(hold), waited)
+            }
+            Ok(Some(ended)) => {
+                self.account.waited(started.elapsed());
+                let cancelled = hold.ticket().cancelled_by();
                 hold.release();
-                Ok(self.without_the_machine(self.gave_up(started)))
+                Ok(self.without_the_machine(match ended {
+                    Unstarted::GaveUp => self.gave_up(started),
+                    Unstarted::Signalled(signal) => {
+                        cancelled.into_iter().for_each(|by_uid| self.cancelled(by_uid));
+                        Ending::Signal(signal)
+                    }
+                }))
             }
             Err(error) => {
                 hold.release();
@@ -409,7 +425,7 @@ impl Run {
         }
     }
 
-    /// With the machine held: deals with orphans, and runs the job. `None` if `limits` ended the wait for one.
+    /// With the machine held: runs the job.
     fn run_held(
         &self,
         command: &Command,
@@ -417,35 +433,12 @@ impl Run {
         detected: &mut Detected,
         hold: &Hold,
         signals: &Signals,
-        limits: Limits<'_>,
-    ) -> Result<Option<Result<Finished, Error>>, Error> {
-        for (seen, record) in hold.dead()? {
-            loop {
-                match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
-                {
-                    orphan::End::Gone if record.group.is_some() => hold.forget(&seen, limits),
-                    orphan::End::Gone | orphan::End::Unknown => {}
-                    orphan::End::Interrupted => {
-                        if let Some(signal) = fatal(signals) {
-                            return Err(Error::Signalled(signal));
-                        }
-                        if limits.deadline.is_some_and(|at| at <= Instant::now()) {
-                            return Ok(None);
-                        }
-                        // A child that came home, or a ^Z that was late: neither ends the wait.
-                        continue;
-                    }
-                    orphan::End::Failed(error) => return Err(error.into()),
-                }
-                break;
-            }
-        }
-        Step::OrphansEnded.reached();
+    ) -> Result<Finished, Error> {
         let id = hold.ticket().id;
         let name = id.group_name();
         let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];
         let job = Job { run: self, command, signals, hold: Some(hold), name: &name, variables: &variables };
-        Ok(Some(job.run(detected, &here.mountinfo)))
+        job.run(detected, &here.mountinfo)
     }
 
     /// Notes in the report that the machine was not obtained.
@@ -471,14 +464,15 @@ impl Run {
         if let Some(hold) = hold {
             hold.release();
         }
-        if let Some(by_uid) = cancelled {
-            self.say.wrong(&report::cancelled(by_uid));
+        if let (Some(by_uid), Err(_)) = (cancelled, &result) {
+            self.cancelled(by_uid);
         }
         let Finished { outcome, guard, warnings } = result?;
         if let Some(guard) = guard {
             guard.reap();
         }
-        let what_happened = [report::stopped(&outcome), report::ended(&outcome, self.say.name())];
+        let what_happened =
+            [cancelled.map(report::cancelled), report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
         let (full, not_written) = self.account.finished(&outcome, cancelled);
         for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&not_written) {

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Stat, fstat};
 
-use crate::cgroup::{Backend, Usage};
+use crate::cgroup::{Backend, Population, Usage};
 use crate::child::Exit;
 use crate::clock;
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
 use crate::lock::outsiders::Outsider;
-use crate::lock::{Lock, Other};
+use crate::lock::{Lock, Other, Record, Seen};
 use crate::machine::{self, Machine};
 use crate::nested;
+use crate::orphan;
 use crate::procfs::Proc;
 use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, Reason, Report, in_usec};
 use crate::report::full;
@@ -110,6 +111,17 @@ impl Account {
                 others => others.iter().map(job).collect(),
             };
             add(&mut report.waited.behind, seen);
+        });
+    }
+
+    /// It waits for an orphan, if that lives: a job whose supervisor and guard are dead.
+    pub(super) fn finds_orphan(&self, seen: &Seen, record: &Record, boot: &str, mountinfo: &str) {
+        self.note(|report| {
+            let group = orphan::group_of(seen, record, mountinfo).ok().flatten();
+            if record.joined.boot == boot && group.is_some_and(|group| group.population() == Population::Populated) {
+                let other = Other { number: seen.entry.number, uid: seen.uid, record: record.clone() };
+                add(&mut report.waited.behind, vec![job(&other)]);
+            }
         });
     }
 

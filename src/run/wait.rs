@@ -1,4 +1,5 @@
-//! Waiting: from joining the queue to holding the machine, or to the signal or deadline that ends the wait.
+//! Waiting: from joining the queue to holding the machine, with nothing left of the dead, or to the signal or deadline that ends
+//! the wait.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::orphan;
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
+use crate::step::Step;
 use crate::supervisor::signals::{self, Signals};
 use crate::text;
 
@@ -120,6 +122,46 @@ impl Run {
         }
     }
 
+    /// With the machine held: deals with orphans. What ended the wait for one, if anything did.
+    pub(super) fn end_orphans(
+        &self,
+        here: &Here,
+        hold: &Hold,
+        signals: &Signals,
+        limits: Limits<'_>,
+    ) -> Result<Option<Unstarted>, Error> {
+        for (seen, record) in hold.dead()? {
+            self.account.finds_orphan(&seen, &record, &here.boot, &here.mountinfo);
+            loop {
+                match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
+                {
+                    orphan::End::Gone if record.group.is_some() => hold.forget(&seen, limits),
+                    orphan::End::Gone | orphan::End::Unknown => {}
+                    orphan::End::Interrupted => {
+                        if let Some(signal) = fatal(signals) {
+                            return Ok(Some(Unstarted::Signalled(signal)));
+                        }
+                        if limits.deadline.is_some_and(|at| at <= Instant::now()) {
+                            return Ok(Some(Unstarted::GaveUp));
+                        }
+                        // A child that came home, or a ^Z that was late: neither ends the wait.
+                        continue;
+                    }
+                    orphan::End::Failed(error) => return Err(error.into()),
+                }
+                break;
+            }
+        }
+        Step::OrphansEnded.reached();
+        Ok(None)
+    }
+
+    /// Somebody cancelled it before the command was started.
+    pub(super) fn cancelled(&self, by_uid: u32) {
+        self.account.cancelled(by_uid);
+        self.say.wrong(&report::cancelled(by_uid));
+    }
+
     /// Who is in the way, for a message; the report is told as well.
     fn in_the_way(&self, ahead: &Ahead, place: &Place, here: &Here) -> String {
         let outsiders = outsiders(ahead, place, &here.proc);
@@ -142,6 +184,12 @@ impl Run {
         let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
         Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
     }
+}
+
+/// What ended the wait for an orphan.
+pub(super) enum Unstarted {
+    GaveUp,
+    Signalled(i32),
 }
 
 enum WaiterSignal {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use perflock::cgroup::Usage;
-use perflock::child::WaitedFor;
+use perflock::child::{Exit, WaitedFor};
 use perflock::job::Mode;
 use perflock::report::document::{End, Leftovers, Neighbour, Person, Process, Reason, Report, Waited};
 use perflock::report::full;
@@ -279,7 +279,11 @@ fn end_of_a_run() -> impl Strategy<Value = End> {
         Reason::Failed,
     ]);
     let parts = (reason, any::<Option<i32>>(), any::<Option<i32>>(), person(), any::<Option<String>>());
-    parts.prop_map(|(reason, code, signal, cancelled_by, error)| End { reason, code, signal, cancelled_by, error })
+    parts.prop_map(|(reason, code, signal, cancelled_by, error)| match reason {
+        Reason::Exited => End::by_itself(Exit::Code(code.unwrap_or(0))),
+        Reason::Signal => End::by_itself(Exit::Signal(signal.unwrap_or(0))),
+        reason => End { reason, code, signal, cancelled_by, error },
+    })
 }
 
 fn any_report() -> impl Strategy<Value = Report> {
