@@ -53,7 +53,7 @@ pub struct WaitedFor {
 impl WaitedFor {
     /// User and system time.
     pub fn cpu_usec(&self) -> u64 {
-        self.user_usec + self.system_usec
+        self.user_usec.saturating_add(self.system_usec)
     }
 }
 

@@ -34,19 +34,26 @@ pub fn text(report: &Report) -> String {
     let unknown: Vec<&str> = unknown.iter().map(|&(name, _)| name).collect();
     let unknown = (!unknown.is_empty()).then(|| ("not counted", unknown.join(", ")));
     let notes = report.notes.iter().map(|note| ("note", note.clone()));
-    let lines: Vec<Fact> = known.into_iter().chain(unknown).chain(notes).chain(partly).collect();
+    // Whatever it says, it is no value of ours.
+    let message = report.message.iter().map(|message| ("message", text::escape(message)));
+    let lines: Vec<Fact> = message
+        .filter(|(_, text)| !text.trim().is_empty())
+        .chain(known)
+        .chain(unknown)
+        .chain(notes)
+        .chain(partly)
+        .collect();
     title + facts::block(&lines, 2).trim_end()
 }
 
 fn lines(report: &Report) -> Vec<Fact> {
     let usage = &report.usage;
-    let mut lines = vec![("ended", ended(&report.exit))];
-    lines.extend(report.message.as_ref().map(|message| ("message", text::escape(message))));
-    lines.extend([
+    let mut lines = vec![
+        ("ended", ended(&report.exit)),
         ("took", facts::known(facts::time(report.wall_usec))),
         ("held", facts::known(report.held_usec.map(|usec| held(report, usec)))),
         ("waited", waited(report)),
-    ]);
+    ];
     let waited_for = report.waited_for.as_ref();
     let mut cpu = facts::cpu(usage);
     if let Some(percent) = report.cpu_average_percent {
@@ -129,6 +136,7 @@ pub fn signal_name(signal: i32) -> String {
 
 fn held(report: &Report, usec: u64) -> String {
     let with = match (report.mode, report.shared_with.is_empty()) {
+        _ if report.inside.is_some() => inside(report),
         (Mode::Exclusive, _) => "alone".to_owned(),
         (Mode::Shared, true) => "no other job was seen beside it".to_owned(),
         (Mode::Shared, false) => format!("beside {}", neighbours(&report.shared_with)),
@@ -136,9 +144,17 @@ fn held(report: &Report, usec: u64) -> String {
     format!("{} {}, {with}", text::measured(Duration::from_micros(usec)), report.mode)
 }
 
+/// The job's number begins its identity.
+fn inside(report: &Report) -> String {
+    let outer = report.inside.as_deref().unwrap_or_default();
+    let number = outer.split('-').next().unwrap_or_default();
+    format!("inside job {}, which had the machine", text::escape(number))
+}
+
 fn waited(report: &Report) -> String {
     let waited = &report.waited;
-    if waited.behind.is_empty() && waited.ahead == 0 {
+    // Joining may have taken its time, with the queue locked by somebody.
+    if waited.behind.is_empty() && waited.ahead == 0 && waited.time < super::NOTABLE_WAIT {
         return "not at all".to_owned();
     }
     let mut line = text::measured(waited.time);
@@ -157,6 +173,9 @@ fn neighbours(neighbours: &[Neighbour]) -> String {
         let user = neighbour.user.as_ref().map_or_else(|| "somebody".to_owned(), |user| text::escape(&user.name));
         let command = text::cut(&text::command_line(&neighbour.command), COMMAND_COLUMNS);
         let how = if neighbour.number.is_some() { "" } else { ", by flock" };
+        if command.is_empty() {
+            return format!("process {}, which ended ({}{how})", neighbour.pid, neighbour.mode);
+        }
         format!("{user}'s {command} ({}{how})", neighbour.mode)
     };
     let shown: Vec<String> = neighbours.iter().take(NAMED).map(one).collect();
@@ -269,7 +288,7 @@ pub fn notes(report: &Report) -> Vec<String> {
             format!("it had the machine {} longer than the command ran, for what the command left", time(held - wall_usec))
         }),
         queued.map(|stall| {
-            format!("for {} some process of it waited for a CPU: it had more to run at once than there are", time(stall))
+            format!("for {} some process of it waited for a CPU: it, or others beside it, had more to run at once than there are", time(stall))
         }),
         held_back.map(|usec| format!("a CPU limit on its group, or one above, held it back for {}", time(usec))),
         killed.map(|kills| {

@@ -133,16 +133,28 @@ fn a_job_inside_another_is_shown_as_one() {
     assert!(done.stderr.contains("s shared, inside job 1, which had the machine\n"), "{}", done.stderr);
 }
 
-/// Of so short a job the kernel has counted more before it was executed than afterwards.
 #[test]
-fn a_job_of_no_time_has_no_share_of_a_core() {
+fn a_message_is_told_as_it_is() {
     needs!(V2);
     let world = World::new();
-    let done = world.cmd("perflock --report --report-file r true").run().exits(0);
-    let report = report(&world, "r");
-    if usec(&report, "/wall_usec") < 10_000 {
-        assert_eq!(report["cpu_average_percent"], Value::Null);
-        assert!(!done.stderr.contains("% of a core"), "{}", done.stderr);
+    for message in ["-", "at least three", ""] {
+        let done = world.cmd("perflock --report -m").args([message, "true"]).run().exits(0);
+        let (shown, counted) = (format!("\n  message         {message}\n"), "  not counted     message");
+        assert_eq!(done.stderr.contains(&shown), !message.is_empty(), "{}", done.stderr);
+        assert!(!done.stderr.contains(counted), "{}", done.stderr);
+    }
+}
+
+/// Making and executing it is a part of the time that it takes, as of the CPU time that is counted.
+#[test]
+fn one_process_does_not_use_more_than_one_core() {
+    needs!(V2);
+    let world = World::new();
+    for _ in 0..5 {
+        world.cmd("perflock --report-file r true").run().exits(0);
+        let report = report(&world, "r");
+        assert!(usec(&report, "/wall_usec") >= usec(&report, "/usage/cpu_usec"), "{report:#}");
+        assert!(report["cpu_average_percent"].as_f64().is_some_and(|percent| percent <= 100.0), "{report:#}");
     }
 }
 
