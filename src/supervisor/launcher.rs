@@ -173,9 +173,10 @@ impl AtTheGate {
     /// It could not be executed.
     pub fn let_in(mut self, command: &Command) -> Result<Main, SpawnError> {
         let mut errno = [0; 4];
+        let started = Instant::now();
         let answered = self.socket.write_all(b"g").and_then(|()| read_to_end(&mut self.socket, &mut errno));
         match answered {
-            Ok(0) => Ok(Main { pid: self.pid, pidfd: self.pidfd, started: Instant::now() }),
+            Ok(0) => Ok(Main { pid: self.pid, pidfd: self.pidfd, started }),
             answered => {
                 end(self.pid, &self.pidfd);
                 Err(answered.map_or_else(SpawnError::Fork, |_| SpawnError::exec(command, i32::from_ne_bytes(errno))))

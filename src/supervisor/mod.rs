@@ -74,7 +74,7 @@ pub struct Ended {
 pub struct Outcome {
     /// How the main process ended.
     pub exit: Exit,
-    /// From exec to its end.
+    /// From its start, execve(2) included, to its end.
     pub wall: Duration,
     /// The time limit ended it.
     pub timed_out: bool,

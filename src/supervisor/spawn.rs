@@ -24,7 +24,7 @@ pub struct Main {
     pub pid: i32,
     /// Readable once it ended.
     pub pidfd: OwnedFd,
-    /// When it was executed.
+    /// When it was about to be made, or let in: the CPU time of its group is counted from then on.
     pub started: Instant,
 }
 
@@ -117,11 +117,12 @@ pub fn spawn(
     // before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
     // later one for the whole process group reaches the child too (fork.c, copy_process).
     let blocked = BlockedSignals::stopping().map_err(SpawnError::Fork)?;
+    let started = Instant::now();
     let cloned = clone(into, &mut child);
     drop(blocked);
     let (pid, pidfd) = cloned.map_err(SpawnError::Fork)?;
     match failure.load(Ordering::SeqCst) {
-        0 => Ok(Main { pid, pidfd, started: Instant::now() }),
+        0 => Ok(Main { pid, pidfd, started }),
         SIGNALLED => {
             child::reap(pid);
             Err(SpawnError::Signalled)
