@@ -90,6 +90,11 @@ impl Person {
     pub fn of(uid: u32) -> Self {
         Self { uid, name: user::name(uid) }
     }
+
+    /// The same where there is no time to look the name up: [`Report::name_users`] does.
+    pub fn unnamed(uid: u32) -> Self {
+        Self { uid, name: String::new() }
+    }
 }
 
 /// A wait for the machine.
@@ -237,6 +242,14 @@ impl Report {
             notes: Vec::new(),
             sources: sources(),
         }
+    }
+
+    /// Looks up who the others are. That may take long (a directory service that does not answer), so not while the machine is
+    /// held or waited for.
+    pub fn name_users(&mut self) {
+        let others = self.waited.behind.iter_mut().chain(&mut self.shared_with).filter_map(|other| other.user.as_mut());
+        let unnamed = others.chain(&mut self.exit.cancelled_by).filter(|person| person.name.is_empty());
+        unnamed.for_each(|person| *person = Person::of(person.uid));
     }
 
     /// The document, on one line.

@@ -132,7 +132,7 @@ impl Account {
 
     /// Somebody cancelled it.
     pub(super) fn cancelled(&self, by_uid: u32) {
-        self.note(|report| report.exit.cancelled_by = Some(Person::of(by_uid)));
+        self.note(|report| report.exit.cancelled_by = Some(Person::unnamed(by_uid)));
     }
 
     /// It has the machine.
@@ -171,6 +171,7 @@ impl Account {
         self.note(|report| {
             let reason = if report.exit.cancelled_by.is_some() { Reason::Cancelled } else { reason };
             (report.exit.reason, report.exit.error) = (reason, error);
+            report.name_users();
         });
         self.write()
     }
@@ -292,6 +293,7 @@ fn look_around(report: &mut Report) {
     report.pins = Pins { by: None, cpus, memory_nodes };
     report.machine = Machine::read(root);
     report.notes = full::notes(report);
+    report.name_users();
 }
 
 /// Processes that live and carry the marker of this job: it started them, and they are not in its group, which was empty.
@@ -326,7 +328,7 @@ fn job(other: &Other) -> Neighbour {
     Neighbour {
         number: Some(other.number),
         pid: joined.pid,
-        user: Some(Person::of(other.uid)),
+        user: Some(Person::unnamed(other.uid)),
         mode: joined.mode,
         command: joined.command.clone(),
     }
@@ -336,7 +338,7 @@ fn by_flock(other: &Outsider) -> Neighbour {
     Neighbour {
         number: None,
         pid: other.pid,
-        user: other.uid.map(Person::of),
+        user: other.uid.map(Person::unnamed),
         mode: other.mode,
         command: other.command.clone(),
     }

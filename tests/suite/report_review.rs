@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::guard::kill_both;
-use crate::harness::{ALICE, BOB, World, wait_until};
+use crate::harness::{ALICE, BOB, World, me, wait_until};
 use crate::needs;
 use crate::report::{exit, report, usec};
 
@@ -219,6 +219,24 @@ fn a_job_that_is_cancelled_while_it_waits_for_an_orphan_says_by_whom() {
     );
     assert!(done.stderr.ends_with("perflock: cancelled by root\n"), "{}", done.stderr);
     world.cmd("perflock true").run().exits(0);
+}
+
+/// Looking a user up may take as long as a directory service likes.
+#[test]
+fn nobody_s_name_is_looked_up_while_the_machine_is_held() {
+    needs!(V2, Program("strace"));
+    let world = World::new();
+    let other = world.holder("pls -q");
+    world.cmd("strace -f -o trace -e trace=openat,connect,flock,execve pls -q --report-file r true").run().exits(0);
+    let shared = &report(&world, "r")["shared_with"][0];
+    assert_eq!((&shared["number"], &shared["user"]["name"]), (&1.into(), &me().into()));
+    let trace = world.read("trace");
+    let held = trace.split("LOCK_SH").nth(1).unwrap().split("LOCK_UN").next().unwrap();
+    assert!(held.contains("execve(") && !held.contains("/etc/passwd") && !held.contains("connect("), "{held}");
+    assert!(trace.contains("/etc/passwd") || trace.contains("connect("), "{trace}");
+    other.signal(libc::SIGTERM);
+    other.wait().dies_of(libc::SIGTERM);
+    world.assert_clean();
 }
 
 fn person() -> impl Strategy<Value = Option<Person>> {
