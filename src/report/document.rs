@@ -50,6 +50,8 @@ pub struct Report {
     pub held_usec: Option<u64>,
     /// From the command's start to its end; leftovers may have taken longer.
     pub wall_usec: Option<u64>,
+    /// From the command's end until the machine was given back.
+    pub lingered_usec: Option<u64>,
     /// How it ended.
     pub exit: End,
     /// CPU time by wall time, in percent of one core.
@@ -229,6 +231,7 @@ impl Report {
             waited: Waited::default(),
             held_usec: None,
             wall_usec: None,
+            lingered_usec: None,
             exit: End::because(Reason::Failed),
             cpu_average_percent: None,
             usage: Usage::default(),

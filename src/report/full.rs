@@ -265,7 +265,10 @@ pub fn notes(report: &Report) -> Vec<String> {
     let cached = usage.memory_peak_bytes.zip(usage.memory_file_bytes).filter(|&(peak, file)| file > peak / 4);
     let unseen = usage.cpu_usec.zip(report.waited_for).map(|(cpu, waited)| (cpu, waited.cpu_usec()));
     let unseen = unseen.filter(|&(cpu, waited)| cpu > 10_000 && waited < cpu - cpu / 20);
-    let lingered = report.held_usec.filter(|&held| wall_usec > 0 && held > wall_usec.saturating_add(1_000_000));
+    let lingered = report.lingered_usec.filter(|&usec| usec > 1_000_000);
+    let prepared =
+        report.held_usec.map(|held| held.saturating_sub(wall_usec.saturating_add(report.lingered_usec.unwrap_or(0))));
+    let prepared = prepared.filter(|&usec| wall_usec > 0 && usec > 1_000_000);
     let queued = usage.cpu_stall_usec.filter(|&stall| wall_usec > 0 && stall > wall_usec / 10);
     let held_back = usage.throttled_usec.filter(|&usec| usec > 0);
     let killed = usage.oom_kills.filter(|&kills| kills > 0 && report.exit.reason != Reason::OutOfMemory);
@@ -284,8 +287,9 @@ pub fn notes(report: &Report) -> Vec<String> {
                 time(waited)
             )
         }),
-        lingered.map(|held| {
-            format!("it had the machine {} longer than the command ran, for what the command left", time(held - wall_usec))
+        prepared.map(|usec| format!("it had the machine {} before the command ran: making the job's group took that long", time(usec))),
+        lingered.map(|usec| {
+            format!("it had the machine {} longer than the command ran, for what the command left", time(usec))
         }),
         queued.map(|stall| {
             format!("for {} some process of it waited for a CPU: it, or others beside it, had more to run at once than there are", time(stall))

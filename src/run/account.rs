@@ -40,6 +40,7 @@ struct Open {
     file: Option<(File, PathBuf)>,
     report: RefCell<Report>,
     held_since: Cell<Option<Instant>>,
+    started: Cell<Option<Instant>>,
     given_back: Cell<Option<GivenBack>>,
 }
 
@@ -50,6 +51,8 @@ struct GivenBack {
     at_usec: u64,
     /// How long it was held.
     held: Option<Duration>,
+    /// How long the command was started before that.
+    started: Option<Duration>,
 }
 
 impl Account {
@@ -68,8 +71,9 @@ impl Account {
         let lock = settings.lock.clone();
         let mut report = Report::new(command, settings.mode, lock, SystemTime::now());
         report.message.clone_from(&settings.message);
-        let (held_since, given_back) = (Cell::default(), Cell::default());
-        Ok(Self(Some(Open { text: settings.report, file, report: report.into(), held_since, given_back })))
+        let report = RefCell::new(report);
+        let (held_since, started, given_back) = (Cell::default(), Cell::default(), Cell::default());
+        Ok(Self(Some(Open { text: settings.report, file, report, held_since, started, given_back })))
     }
 
     /// From when on a job is worth the cost of reading every counter of its group.
@@ -151,8 +155,8 @@ impl Account {
     /// The machine is given back now: whoever gets it from here on did not share it with this job.
     pub(super) fn gives_back(&self) {
         if let Some(open) = &self.0 {
-            let held = open.held_since.get().map(|since| since.elapsed());
-            open.given_back.set(Some(GivenBack { at_usec: clock::boottime_usec(), held }));
+            let [held, started] = [&open.held_since, &open.started].map(|at| at.get().map(|at| at.elapsed()));
+            open.given_back.set(Some(GivenBack { at_usec: clock::boottime_usec(), held, started }));
         }
     }
 
@@ -163,6 +167,11 @@ impl Account {
     /// The group that it runs in.
     pub(super) fn tracked_by(&self, backend: Backend) {
         self.note(|report| report.tracking = Some(backend.name()));
+    }
+
+    /// The command runs since then.
+    pub(super) fn runs(&self, since: Instant) {
+        self.0.iter().for_each(|open| open.started.set(Some(since)));
     }
 
     /// The run ended without a job, for this reason. What went wrong was told already; returns why the file could not be
@@ -199,6 +208,8 @@ impl Account {
             report.waited_for = Some(outcome.waited_for);
             report.wall_usec = Some(in_usec(outcome.wall));
             report.held_usec = given_back.and_then(|given_back| given_back.held).map(in_usec);
+            let started = given_back.and_then(|given_back| given_back.started);
+            report.lingered_usec = started.map(|started| in_usec(started.saturating_sub(outcome.wall)));
             let wall_usec = outcome.wall.as_micros().max(1) as f64;
             report.cpu_average_percent = outcome.usage.cpu_usec.map(|cpu_usec| 100.0 * cpu_usec as f64 / wall_usec);
             let process = |ended: &Leftover| Process { pid: ended.pid, name: ended.name.clone() };

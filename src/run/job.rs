@@ -193,6 +193,7 @@ impl Job<'_> {
         main: &Main,
         start_guard: &StartGuard<'_>,
     ) -> Result<Finished, Error> {
+        self.run.account.runs(main.started);
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
         let every_counter_after = self.run.account.every_counter_after();

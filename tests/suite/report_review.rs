@@ -11,8 +11,8 @@ use perflock::report::full;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::guard::kill_both;
-use crate::harness::{ALICE, BOB, World, me, wait_until};
+use crate::guard::{guard_of, kill_both, stubborn};
+use crate::harness::{ALICE, BOB, Machine, World, me, signal, wait_until};
 use crate::needs;
 use crate::report::{exit, report, usec};
 
@@ -236,6 +236,73 @@ fn nobody_s_name_is_looked_up_while_the_machine_is_held() {
     assert!(trace.contains("/etc/passwd") || trace.contains("connect("), "{trace}");
     other.signal(libc::SIGTERM);
     other.wait().dies_of(libc::SIGTERM);
+    world.assert_clean();
+}
+
+#[test]
+fn the_guard_in_a_scope_writes_the_report() {
+    needs!(Root, V2, Manager, Program("perl"));
+    let machine = Machine::new();
+    // The one that systemd took in, and the one that took its place.
+    for replaced in [false, true] {
+        let job = stubborn(&machine, "--report-file r");
+        if replaced {
+            signal(guard_of(&machine), libc::SIGKILL);
+            job.wait_stderr("another took its place (");
+        }
+        job.signal(libc::SIGKILL);
+        job.wait().dies_of(libc::SIGKILL);
+        wait_until("the guard wrote", || machine.read("r").ends_with('\n'));
+        let report = report(&machine, "r");
+        assert_eq!(exit(&report), json!({"reason": "supervisor-lost"}));
+        assert_eq!(report["tracking"], "scope");
+        assert!(usec(&report, "/usage/cpu_usec") > 0 && usec(&report, "/held_usec") > 0, "{report:#}");
+        machine.wait_gone();
+    }
+}
+
+#[test]
+fn a_job_that_systemd_stopped_says_so() {
+    needs!(Root, V2, Manager);
+    let machine = Machine::new();
+    let job = machine.cmd("perflock --report-file r sh -c").arg("echo up; exec sleep 600").spawn();
+    job.wait_stdout("up\n");
+    let group = machine.job_groups().pop().unwrap();
+    machine.systemctl(&format!("stop {}", group.parent().unwrap().file_name().unwrap().to_str().unwrap()));
+    job.wait();
+    let report = report(&machine, "r");
+    assert_eq!((&report["exit"]["reason"], &report["exit"]["code"]), (&"stopped".into(), &Value::Null));
+    assert!(usec(&report, "/usage/cpu_usec") > 0, "{report:#}");
+    machine.wait_gone();
+}
+
+#[test]
+fn a_group_that_took_long_to_make_is_not_blamed_on_what_the_command_left() {
+    needs!(Root, V2, Manager);
+    let machine = Machine::without_manager();
+    // It takes connections, since the kernel does; nobody ever reads.
+    let _listener = machine.listen();
+    let done = machine.cmd("perflock --report --report-file r true").run().exits(0);
+    let report = report(&machine, "r");
+    assert!(usec(&report, "/held_usec") > 4_000_000 && usec(&report, "/lingered_usec") < 1_000_000, "{report:#}");
+    assert!(
+        done.stderr.contains("s before the command ran: making the job's group took that long\n"),
+        "{}",
+        done.stderr
+    );
+    assert!(!done.stderr.contains("for what the command left"), "{}", done.stderr);
+}
+
+#[test]
+fn what_the_machine_was_held_for_after_the_command_is_told() {
+    needs!(V2);
+    let world = World::new();
+    let line = "perflock --report --report-file r --leftovers wait sh -c";
+    let done = world.cmd(line).arg("sleep 1.2 > /dev/null 2>&1 &").run().exits(0);
+    let lingered = usec(&report(&world, "r"), "/lingered_usec");
+    assert!(lingered > 1_000_000, "{lingered}");
+    assert!(done.stderr.contains("s longer than the command ran, for what the command left\n"), "{}", done.stderr);
+    assert!(!done.stderr.contains("before the command ran"), "{}", done.stderr);
     world.assert_clean();
 }
 
