@@ -59,6 +59,7 @@ impl Run {
             }
         };
         let mut told = false;
+        let mut cancelled = None;
         loop {
             let on_wait = |ahead: Ahead, place: &Place| {
                 if !told {
@@ -93,18 +94,19 @@ impl Run {
                 Ok(Woken::Interrupted) => match waiter_signal(signals) {
                     None => continue,
                     Some(WaiterSignal::Die(signal)) => {
-                        if let Some(by_uid) = place.ticket().cancelled_by() {
-                            self.account.cancelled(by_uid);
-                            self.say.note_now(&report::cancelled(by_uid));
-                        }
-                        Ending::Signal(signal)
+                        self.waiter_dies(signal, place.ticket().cancelled_by().or(cancelled))
                     }
                     Some(WaiterSignal::Stop) => {
                         place.stop();
                         signals::stop_now();
+                        // It may come back with another ticket.
+                        cancelled = place.ticket().cancelled_by();
                         match place.resume(limits, &mut { spent }) {
                             Ok(true) => continue,
-                            Ok(false) => fatal(signals).map_or_else(|| self.gave_up(started), Ending::Signal),
+                            Ok(false) => match fatal(signals) {
+                                Some(signal) => self.waiter_dies(signal, cancelled),
+                                None => self.gave_up(started),
+                            },
                             Err(error) => {
                                 place.leave();
                                 return Err(error.into());
@@ -120,6 +122,14 @@ impl Run {
             place.leave();
             return Ok(Err(ending));
         }
+    }
+
+    fn waiter_dies(&self, signal: i32, cancelled_by: Option<u32>) -> Ending {
+        if let Some(by_uid) = cancelled_by {
+            self.account.cancelled(by_uid);
+            self.say.note_now(&report::cancelled(by_uid));
+        }
+        Ending::Signal(signal)
     }
 
     /// With the machine held: deals with orphans. What ended the wait for one, if anything did.

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::guard::{guard_of, kill_both, stubborn};
-use crate::harness::{ALICE, BOB, Machine, World, me, signal, wait_until};
+use crate::harness::{ALICE, BOB, Machine, World, me, signal, state_of, wait_until};
 use crate::needs;
 use crate::report::{exit, report, usec};
 
@@ -219,6 +219,32 @@ fn a_job_that_is_cancelled_while_it_waits_for_an_orphan_says_by_whom() {
     );
     assert!(done.stderr.ends_with("perflock: cancelled by root\n"), "{}", done.stderr);
     world.cmd("perflock true").run().exits(0);
+}
+
+/// Who is overtaken while stopped comes back with another ticket, in which nobody cancelled it.
+#[test]
+fn a_stopped_waiter_that_was_overtaken_and_is_cancelled_says_by_whom() {
+    needs!(V2);
+    let world = World::new();
+    let first = world.holder("perflock -q");
+    let waiter = world.waiter("2.x", world.cmd("perflock --report-file r true"));
+    waiter.signal(libc::SIGTSTP);
+    wait_until("it is stopped", || state_of(waiter.pid()) == 'T');
+    first.signal(libc::SIGTERM);
+    first.wait().dies_of(libc::SIGTERM);
+    let second = world.holder("perflock -q");
+    world.cmd("perflock --cancel 2").run().exits(0);
+    let done = waiter.wait().dies_of(libc::SIGTERM);
+    let report = report(&world, "r");
+    assert_eq!(
+        (&report["exit"]["reason"], &report["exit"]["cancelled_by"]["name"]),
+        (&"cancelled".into(), &me().into()),
+        "{report:#}"
+    );
+    assert!(done.stderr.ends_with(&format!("perflock: cancelled by {}\n", me())), "{}", done.stderr);
+    second.signal(libc::SIGTERM);
+    second.wait().dies_of(libc::SIGTERM);
+    world.assert_clean();
 }
 
 /// Looking a user up may take as long as a directory service likes.
