@@ -2,7 +2,7 @@
 //! but the version changes when one goes or comes to mean something else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
@@ -33,6 +33,7 @@ pub struct Report {
     /// How it held, or wanted, the machine.
     pub mode: Mode,
     /// The lock file.
+    #[serde(serialize_with = "lossy")]
     pub lock: PathBuf,
     /// Its place in the queue; `null` where it had none.
     pub number: Option<u64>,
@@ -265,6 +266,11 @@ impl Report {
 /// Where each counter of a group is from: `cpu.stat usage_usec`.
 pub fn sources() -> BTreeMap<&'static str, String> {
     SOURCES.iter().map(|&(field, file, key)| (field, format!("{file} {key}").trim_end().to_owned())).collect()
+}
+
+/// Any bytes can be a path's name, but not a text of JSON.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
 }
 
 fn rfc3339<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {

@@ -1,5 +1,7 @@
 //! The report of a run where numbers, neighbours and files are not as one would like them.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -58,6 +60,15 @@ fn a_file_without_a_name_that_is_stdout_was_not_removed_meanwhile() {
     let done = world.sh(script).run().exits(0);
     let document: Value = serde_json::from_str(&done.stderr).unwrap_or_else(|e| panic!("{e}: {}", done.stderr));
     assert_eq!(document["exit"]["code"], 0);
+}
+
+#[test]
+fn a_lock_whose_path_is_no_text_has_a_report_too() {
+    needs!(V2, Root);
+    let world = World::new();
+    let lock = world.path("a").with_file_name(OsStr::from_bytes(b"lock\xff"));
+    world.cmd("perflock -q --lock").arg(lock).args(["--report-file", "r", "true"]).run().exits(0);
+    assert!(report(&world, "r")["lock"].as_str().unwrap().ends_with("/lock\u{fffd}"));
 }
 
 /// As below systemd, whose services have a socket for stdout. Such a one cannot be opened by name.
