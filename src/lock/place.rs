@@ -42,10 +42,20 @@ pub enum Woken {
 pub struct Other {
     /// Its place in the queue.
     pub number: u64,
+    /// How it has the machine, or wants it, by the ticket's name: that is what excludes others, whatever its text says.
+    pub mode: Mode,
     /// The ticket's owner: the user whose job it is.
     pub uid: u32,
     /// What the ticket says.
     pub record: Record,
+}
+
+impl Other {
+    /// Whose ticket says something.
+    pub fn seen(seen: &Seen) -> Option<Self> {
+        let Entry { number, mode } = seen.entry;
+        Some(Self { number, mode, uid: seen.uid, record: seen.record()? })
+    }
 }
 
 /// Who is ahead of a waiter, as of the moment it looked.
@@ -209,10 +219,10 @@ impl Place {
         let mut supervisors = Vec::new();
         for seen in looked_at.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live) {
             jobs += usize::from(conflicting(seen.entry));
-            let Some(record) = seen.record() else { continue };
-            supervisors.push(record.joined.pid);
-            if record.granted_usec.is_some() {
-                holders.push(Other { number: seen.entry.number, uid: seen.uid, record });
+            let Some(other) = Other::seen(&seen) else { continue };
+            supervisors.push(other.record.joined.pid);
+            if other.record.granted_usec.is_some() {
+                holders.push(other);
             }
         }
         Ok(Ahead { jobs, exact, holders, supervisors })
@@ -391,9 +401,7 @@ impl Lock {
     pub fn others(&self, own: u64) -> Result<Vec<Other>, LockError> {
         let entries = self.queue.entries()?.into_iter().filter(|entry| entry.number != own).take(LOOKED_AT);
         let live = entries.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live);
-        Ok(live
-            .filter_map(|seen| Some(Other { number: seen.entry.number, uid: seen.uid, record: seen.record()? }))
-            .collect())
+        Ok(live.filter_map(|seen| Other::seen(&seen)).collect())
     }
 
     /// Opens both, without joining.

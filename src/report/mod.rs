@@ -32,11 +32,11 @@ pub fn in_the_way(
         let about = if ahead.exact { "" } else { "about " };
         line.push_str(&format!(" behind {about}{}", text::count(ahead.jobs, "job")));
     }
-    if let Some(Other { uid, record, .. }) = ahead.holders.first() {
+    if let Some(Other { uid, mode, record, .. }) = ahead.holders.first() {
         let since = record.granted_usec.map(crate::clock::since).unwrap_or_default();
         let user = text::escape(&crate::user::label(*uid, login_uid(record)));
         let command = text::cut(&text::command_line(&record.joined.command), COMMAND_COLUMNS);
-        line.push_str(&format!("; {user} runs {command} ({}, {})", record.joined.mode, text::duration(since)));
+        line.push_str(&format!("; {user} runs {command} ({mode}, {})", text::duration(since)));
     } else if let Some(other) = outsiders().iter().find(|other| !other.waiting) {
         let user = other.uid.map_or_else(|| "somebody".to_owned(), |uid| text::escape(&crate::user::name(uid)));
         let command = text::cut(&text::command_line(&other.command), COMMAND_COLUMNS);

@@ -109,7 +109,7 @@ impl Account {
             // Most were in the way when it joined.
             report.waited.ahead = report.waited.ahead.max(jobs_ahead);
             let mut others = others(report, number);
-            others.retain(|other| other.number < number && other.record.joined.mode.conflicts_with(report.mode));
+            others.retain(|other| other.number < number && other.mode.conflicts_with(report.mode));
             let seen: Vec<Neighbour> = match &others[..] {
                 [] => outsiders().iter().filter(|other| !other.waiting).map(by_flock).collect(),
                 others => others.iter().map(job).collect(),
@@ -123,8 +123,7 @@ impl Account {
         self.note(|report| {
             let group = orphan::group_of(seen, record, mountinfo).ok().flatten();
             if record.joined.boot == boot && group.is_some_and(|group| group.population() == Population::Populated) {
-                let other = Other { number: seen.entry.number, uid: seen.uid, record: record.clone() };
-                add(&mut report.waited.behind, vec![job(&other)]);
+                add(&mut report.waited.behind, Other::seen(seen).iter().map(job).collect());
             }
         });
     }
@@ -283,7 +282,7 @@ fn look_beside(report: &mut Report, at_usec: u64) {
     let (Mode::Shared, Some(number)) = (report.mode, report.number) else { return };
     let others = others(report, number);
     let had_it = |other: &&Other| other.record.granted_usec.is_some_and(|granted_usec| granted_usec <= at_usec);
-    let holders = others.iter().filter(had_it).filter(|other| !other.record.joined.mode.conflicts_with(report.mode));
+    let holders = others.iter().filter(had_it).filter(|other| !other.mode.conflicts_with(report.mode));
     add(&mut report.shared_with, holders.map(job).collect());
 }
 
@@ -340,7 +339,7 @@ fn job(other: &Other) -> Neighbour {
         number: Some(other.number),
         pid: joined.pid,
         user: Some(Person::unnamed(other.uid)),
-        mode: joined.mode,
+        mode: other.mode,
         command: joined.command.clone(),
     }
 }

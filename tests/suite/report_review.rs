@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::guard::{guard_of, kill_both, stubborn};
 use crate::harness::{ALICE, BOB, Machine, World, me, signal, state_of, wait_until};
+use crate::hostile::{hold, joined, put};
 use crate::needs;
 use crate::report::{exit, report, usec};
 
@@ -256,6 +257,23 @@ fn a_stopped_waiter_that_was_overtaken_and_is_cancelled_says_by_whom() {
     second.signal(libc::SIGTERM);
     second.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
+}
+
+/// What excludes others is its ticket's name.
+#[test]
+fn a_neighbour_who_lies_about_its_mode_is_told_as_what_it_is() {
+    needs!(V2, Root);
+    let world = World::new();
+    let text = joined("\x1b[2Jugly", "") + "{\"event\":\"granted\",\"at_usec\":1}\n";
+    assert!(text.contains("\"mode\":\"exclusive\""));
+    let ticket = put(&world, "1.s", text);
+    let live = hold(&ticket);
+    let done = world.cmd("pls --report --report-file r true").run().exits(0);
+    let shared = &report(&world, "r")["shared_with"][0];
+    assert_eq!((&shared["mode"], &shared["user"]["uid"]), (&"shared".into(), &ALICE.into()));
+    assert!(done.stderr.contains("beside 41001's '\\u{1b}[2Jugly' (shared)\n"), "{}", done.stderr);
+    drop(live);
+    std::fs::remove_file(ticket).unwrap();
 }
 
 /// Looking a user up may take as long as a directory service likes.
