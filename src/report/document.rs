@@ -154,7 +154,7 @@ pub enum Reason {
     Signal,
     /// `--time-limit` ended it.
     TimeLimit,
-    /// It was killed when its group had no memory left.
+    /// It was killed when its group, or the machine, had no memory left: the kernel counts both as one.
     OutOfMemory,
     /// Its owner or root cancelled it.
     Cancelled,

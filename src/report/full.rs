@@ -108,7 +108,9 @@ fn ended(end: &End) -> String {
     let why = match end.reason {
         Reason::Exited | Reason::Signal => None,
         Reason::TimeLimit => Some("ended by the time limit".to_owned()),
-        Reason::OutOfMemory => Some("out of memory: the kernel killed it, since its group had none left".to_owned()),
+        Reason::OutOfMemory => {
+            Some("out of memory: the kernel killed it, since its group or the machine had none left".to_owned())
+        }
         Reason::Cancelled => Some(match &end.cancelled_by {
             Some(by) => format!("cancelled by {}", text::escape(&by.name)),
             None => "cancelled".to_owned(),
@@ -297,7 +299,7 @@ pub fn notes(report: &Report) -> Vec<String> {
         held_back.map(|usec| format!("a CPU limit on its group, or one above, held it back for {}", time(usec))),
         killed.map(|kills| {
             let count = text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process");
-            format!("{count} of it killed by the kernel, since the group had no memory left")
+            format!("{count} of it killed by the kernel, since the group or the machine had no memory left")
         }),
         (usage.swap_bytes.unwrap_or(0) > 0).then(|| "some of its memory was swapped out".to_owned()),
     ]

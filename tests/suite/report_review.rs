@@ -361,6 +361,20 @@ fn what_the_machine_was_held_for_after_the_command_is_told() {
     world.assert_clean();
 }
 
+/// A group mostly has no limit of its own; `oom_kill` of memory.events counts kills for want of memory anywhere.
+#[test]
+fn a_kill_for_want_of_memory_is_not_blamed_on_the_group_alone() {
+    let mut report = Report::new(vec!["x".to_owned()], Mode::Exclusive, "/lock".into(), SystemTime::UNIX_EPOCH);
+    report.usage.oom_kills = Some(1);
+    let note = "1 process of it killed by the kernel, since the group or the machine had no memory left";
+    assert_eq!(full::notes(&report), [note]);
+    report.exit = End { reason: Reason::OutOfMemory, ..End::by_itself(Exit::Signal(libc::SIGKILL)) };
+    assert_eq!(full::notes(&report), Vec::<String>::new());
+    let ended =
+        "out of memory: the kernel killed it, since its group or the machine had none left; died of signal 9 (SIGKILL)";
+    assert!(full::text(&report).contains(ended), "{}", full::text(&report));
+}
+
 fn person() -> impl Strategy<Value = Option<Person>> {
     proptest::option::of((any::<u32>(), any::<String>()).prop_map(|(uid, name)| Person { uid, name }))
 }
