@@ -30,6 +30,7 @@ mod readme;
 mod regressions;
 mod release;
 mod report;
+mod report_any;
 mod report_review;
 mod resources;
 mod scope;

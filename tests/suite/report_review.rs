@@ -2,15 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use perflock::cgroup::Usage;
-use perflock::child::{Exit, WaitedFor};
+use perflock::child::Exit;
 use perflock::job::Mode;
-use perflock::report::document::{End, Leftovers, Neighbour, Person, Process, Reason, Report, Waited};
+use perflock::report::document::{End, Reason, Report};
 use perflock::report::full;
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::guard::{guard_of, kill_both, stubborn};
@@ -373,131 +370,4 @@ fn a_kill_for_want_of_memory_is_not_blamed_on_the_group_alone() {
     let ended =
         "out of memory: the kernel killed it, since its group or the machine had none left; died of signal 9 (SIGKILL)";
     assert!(full::text(&report).contains(ended), "{}", full::text(&report));
-}
-
-fn person() -> impl Strategy<Value = Option<Person>> {
-    proptest::option::of((any::<u32>(), any::<String>()).prop_map(|(uid, name)| Person { uid, name }))
-}
-
-fn neighbours() -> impl Strategy<Value = Vec<Neighbour>> {
-    let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::Shared)];
-    let parts = (any::<Option<u64>>(), any::<i32>(), person(), mode, any::<Vec<String>>());
-    let one = parts.prop_map(|(number, pid, user, mode, command)| Neighbour { number, pid, user, mode, command });
-    proptest::collection::vec(one, 0..6)
-}
-
-fn processes() -> impl Strategy<Value = Vec<Process>> {
-    let one = (any::<i32>(), any::<String>()).prop_map(|(pid, name)| Process { pid, name });
-    proptest::collection::vec(one, 0..7)
-}
-
-/// Counters that are not known, nothing, plausible, and what only a broken kernel would say.
-fn counter() -> impl Strategy<Value = Option<u64>> {
-    prop_oneof![
-        Just(None),
-        Just(Some(0)),
-        (0..10_000_000_u64).prop_map(Some),
-        any::<u64>().prop_map(Some),
-        Just(Some(u64::MAX))
-    ]
-}
-
-fn usage() -> impl Strategy<Value = Usage> {
-    proptest::array::uniform12(counter()).prop_map(|n| Usage {
-        cpu_usec: n[0],
-        user_usec: n[1],
-        throttled_usec: n[2],
-        cpu_stall_usec: n[3],
-        memory_peak_bytes: n[4],
-        memory_file_bytes: n[5],
-        swap_bytes: n[6],
-        oom_kills: n[7],
-        tasks_peak: n[8],
-        read_bytes: n[9],
-        faults: n[10],
-        io_stall_usec: n[11],
-        ..Usage::default()
-    })
-}
-
-fn waited_for() -> impl Strategy<Value = Option<WaitedFor>> {
-    let numbers = proptest::array::uniform4(counter());
-    proptest::option::of(numbers.prop_map(|n| WaitedFor {
-        user_usec: n[0].unwrap_or(0),
-        system_usec: n[1].unwrap_or(0),
-        largest_process_bytes: n[2].unwrap_or(0),
-        faults: n[3].unwrap_or(0),
-        ..WaitedFor::default()
-    }))
-}
-
-fn end_of_a_run() -> impl Strategy<Value = End> {
-    let reason = proptest::sample::select(vec![
-        Reason::Exited,
-        Reason::Signal,
-        Reason::TimeLimit,
-        Reason::OutOfMemory,
-        Reason::Cancelled,
-        Reason::Killed,
-        Reason::Stopped,
-        Reason::SupervisorLost,
-        Reason::LockNotObtained,
-        Reason::Failed,
-    ]);
-    let parts = (reason, any::<Option<i32>>(), any::<Option<i32>>(), person(), any::<Option<String>>());
-    parts.prop_map(|(reason, code, signal, cancelled_by, error)| match reason {
-        Reason::Exited => End::by_itself(Exit::Code(code.unwrap_or(0))),
-        Reason::Signal => End::by_itself(Exit::Signal(signal.unwrap_or(0))),
-        reason => End { reason, code, signal, cancelled_by, error },
-    })
-}
-
-fn any_report() -> impl Strategy<Value = Report> {
-    let words = (any::<Vec<String>>(), any::<Option<String>>(), any::<Option<String>>(), any::<bool>());
-    let times = (
-        counter(),
-        counter(),
-        any::<u64>(),
-        any::<usize>(),
-        proptest::option::of(prop_oneof![0.0..1e9, Just(f64::NAN)]),
-    );
-    let others = (neighbours(), neighbours(), processes(), proptest::option::of(processes()), any::<usize>());
-    (words, times, others, usage(), waited_for(), end_of_a_run()).prop_map(
-        |(words, times, others, usage, waited_for, exit)| {
-            let mode = if words.3 { Mode::Shared } else { Mode::Exclusive };
-            let mut report = Report::new(words.0, mode, Path::new("/lock").to_owned(), SystemTime::UNIX_EPOCH);
-            (report.message, report.inside) = (words.1, words.2);
-            (report.held_usec, report.wall_usec, report.cpu_average_percent) = (times.0, times.1, times.4);
-            report.waited = Waited { time: Duration::from_micros(times.2), ahead: times.3, behind: others.0 };
-            report.shared_with = others.1;
-            report.leftovers = Some(Leftovers { count: others.4, named: others.2 });
-            (report.escaped, report.usage, report.waited_for, report.exit) = (others.3, usage, waited_for, exit);
-            report.notes = full::notes(&report);
-            report
-        },
-    )
-}
-
-#[test]
-fn any_report_is_a_harmless_block_and_a_document_of_its_schema() {
-    let schema = serde_json::from_str(&crate::harness::source("config/report.schema.json")).unwrap();
-    let validator = jsonschema::draft202012::new(&schema).unwrap();
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) };
-    proptest!(config, |(report in any_report())| {
-        let text = full::text(&report);
-        let mut lines = text.split('\n');
-        prop_assert!(lines.next().unwrap().starts_with("report of job: "));
-        for line in lines {
-            prop_assert!(!line.chars().any(char::is_control), "{line:?}");
-            let (name, value) = line.strip_prefix("  ").unwrap().split_at_checked(16).unwrap();
-            prop_assert!(name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.ends_with(' '), "{line:?}");
-            prop_assert!(!value.trim().is_empty() && value != "-", "{line:?}");
-        }
-        let json = report.json();
-        let one_line = json.lines().count() == 1 && json.ends_with('\n');
-        prop_assert!(one_line);
-        let document = serde_json::from_str(&json).unwrap();
-        let mut errors = validator.iter_errors(&document).map(|error| error.to_string());
-        prop_assert_eq!(errors.next(), None);
-    });
 }
