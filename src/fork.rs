@@ -76,8 +76,13 @@ pub(crate) fn die_with(parent: BorrowedFd<'_>) {
 
 /// Whether the process behind a pidfd has ended.
 pub(crate) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    ends_before(pidfd, Instant::now())
+}
+
+/// Whether it ends before `deadline`: waits for that, unless a signal handler runs.
+pub(crate) fn ends_before(pidfd: BorrowedFd<'_>, deadline: Instant) -> bool {
     let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    crate::poll::until(&mut fds, Some(Instant::now())).is_ok() && fds[0].any() == Some(true)
+    crate::poll::until(&mut fds, Some(deadline)).is_ok() && fds[0].any() == Some(true)
 }
 
 /// Gives a child `/dev/null` for its standard descriptors, or none: nobody's pipe is kept open, and nothing is printed.

@@ -329,6 +329,7 @@ mod tests {
         report.waited = Waited { time: Duration::from_secs(90), ahead: 2, behind };
         report.held_usec = Some(15_000_000);
         report.wall_usec = Some(12_340_000);
+        report.lingered_usec = Some(2_660_000);
         report.exit = End::by_itself(crate::child::Exit::Code(0));
         report.cpu_average_percent = Some(714.0);
         report.usage.cpu_usec = Some(88_100_000);
@@ -373,7 +374,7 @@ mod tests {
     #[test]
     fn numbers_that_do_not_surprise_are_not_explained() {
         let mut plain = report();
-        plain.held_usec = plain.wall_usec;
+        (plain.held_usec, plain.lingered_usec) = (plain.wall_usec, Some(0));
         plain.usage.memory_file_bytes = Some(1 << 20);
         plain.waited_for = Some(WaitedFor { user_usec: 88_000_000, ..WaitedFor::default() });
         assert_eq!(notes(&plain), [] as [String; 0]);

@@ -32,6 +32,9 @@ use crate::step::Step;
 /// The process's name, as ps(1) and top(1) show it.
 const NAME: &CStr = c"perflock-guard";
 
+/// How long the supervisor may take to read what the group counted, once that is empty.
+const READS_WITHIN: Duration = Duration::from_secs(1);
+
 /// A running guard.
 #[derive(Debug)]
 pub struct Guard {
@@ -147,8 +150,9 @@ pub(super) fn serve(
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
         until_empty(group, true, None);
-        if !fork::has_ended(supervisor) {
-            // It gives the machine back.
+        // It gives the machine back, and ends us when it has read what the group counted: systemd removes that with the last
+        // process of the scope. But a supervisor that is stopped must not hold up systemd.
+        if !fork::ends_before(supervisor, Instant::now() + READS_WITHIN) {
             fork::end(0);
         }
     }

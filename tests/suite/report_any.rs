@@ -124,7 +124,7 @@ fn any_report_is_a_harmless_block_and_a_document_of_its_schema() {
         prop_assert!(lines.next().unwrap().starts_with("report of job: "));
         for line in lines {
             prop_assert!(!line.chars().any(char::is_control), "{line:?}");
-            let (name, value) = line.strip_prefix("  ").unwrap().split_at_checked(16).unwrap();
+            let (name, value) = line.strip_prefix("  ").unwrap().split_at_checked(18).unwrap();
             prop_assert!(name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.ends_with(' '), "{line:?}");
             prop_assert!(!value.trim().is_empty() && value != "-", "{line:?}");
         }

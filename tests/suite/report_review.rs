@@ -148,7 +148,7 @@ fn a_message_is_told_as_it_is() {
     let world = World::new();
     for message in ["-", "at least three", ""] {
         let done = world.cmd("perflock --report -m").args([message, "true"]).run().exits(0);
-        let (shown, counted) = (format!("\n  message         {message}\n"), "  not counted     message");
+        let (shown, counted) = (format!("\n  message           {message}\n"), "  not counted       message");
         assert_eq!(done.stderr.contains(&shown), !message.is_empty(), "{}", done.stderr);
         assert!(!done.stderr.contains(counted), "{}", done.stderr);
     }
