@@ -45,7 +45,7 @@ pub use file::LockFile;
 pub use place::{Ahead, Hold, Lock, Other, Place, Woken};
 pub use queue::Queue;
 pub use record::{Change, Joined, Record};
-pub use ticket::{Seen, Ticket};
+pub use ticket::{Seen, Ticket, Version};
 
 use crate::error::FileError;
 

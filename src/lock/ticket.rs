@@ -120,7 +120,13 @@ pub struct Seen {
     pub uid: u32,
     pub(super) device: u64,
     pub(super) inode: u64,
+    size: u64,
+    modified: (i64, i64),
 }
+
+/// Which file a ticket is, and up to where it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Version(Entry, u64, u64, u64, (i64, i64));
 
 impl Seen {
     /// Opens the ticket `entry` of the queue directory. `None` where there is none (any more), or where the file is
@@ -133,7 +139,9 @@ impl Seen {
         };
         let Ok(metadata) = file.metadata() else { return Ok(None) };
         let plausible = metadata.is_file() && metadata.len() <= MAX_SIZE;
-        Ok(plausible.then(|| Self { file, entry, uid: metadata.uid(), device: metadata.dev(), inode: metadata.ino() }))
+        let (uid, device, inode, size) = (metadata.uid(), metadata.dev(), metadata.ino(), metadata.len());
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(plausible.then(|| Self { file, entry, uid, device, inode, size, modified }))
     }
 
     /// Whether somebody holds the ticket's lock. Asking takes no lock.
@@ -145,6 +153,11 @@ impl Seen {
     /// What the ticket says.
     pub fn record(&self) -> Option<Record> {
         record::read(&self.file)
+    }
+
+    /// As of when it was opened. A ticket that says something else has another version.
+    pub fn version(&self) -> Version {
+        Version(self.entry, self.device, self.inode, self.size, self.modified)
     }
 
     /// The supervisor, if it is a process of the ticket's owner still. What a ticket says of others is not believed.

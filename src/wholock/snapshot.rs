@@ -13,7 +13,7 @@ use crate::clock;
 use crate::job::{JobId, Mode};
 use crate::lock::decide::{Decision, Entry, Life, Target, decide};
 use crate::lock::outsiders::{Outsider, outsiders};
-use crate::lock::{Lock, LockError, Record, Seen};
+use crate::lock::{Lock, LockError, Record, Seen, Version};
 use crate::nested;
 use crate::orphan;
 use crate::procfs::Proc;
@@ -135,6 +135,28 @@ pub struct Snapshot {
     pub load_outside: Option<Load>,
 }
 
+/// What was found out about jobs before, for whoever looks again and again. It holds as long as their tickets stay as they are.
+#[derive(Debug, Default)]
+pub struct Memory(HashMap<Version, Known>);
+
+/// What a ticket says, and what follows from it.
+#[derive(Debug)]
+struct Known {
+    record: Record,
+    /// Its supervisor and guard, as far as they are its owner's.
+    keepers: Option<Vec<i32>>,
+    /// Who logged in, once that was asked for.
+    login_uid: Option<Option<u32>>,
+    /// Its directory, once that was found to be a group of the ticket's owner.
+    group: Option<PathBuf>,
+}
+
+impl Known {
+    fn read(seen: &Seen) -> Option<Self> {
+        Some(Self { record: seen.record()?, keepers: None, login_uid: None, group: None })
+    }
+}
+
 /// How a job is found from one of its processes.
 struct View<'a> {
     lock: &'a Lock,
@@ -155,7 +177,7 @@ impl Snapshot {
     pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
         // Whatever job joins from here on is known by its time to be new.
         let before = (!sample.is_zero()).then(|| Ticks::read(proc).ok()).flatten();
-        let mut snapshot = Self::look(lock, proc, read)?;
+        let mut snapshot = Self::look(lock, proc, read, &mut Memory::default())?;
         snapshot.watch(sample);
         let after = before.is_some().then(|| Ticks::read(proc).ok()).flatten();
         let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], proc));
@@ -163,11 +185,11 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Looks at the lock once: no rate is known.
+    /// Looks at the lock once: no rate is known. `memory` is of earlier looks.
     ///
     /// # Errors
     /// The queue directory could not be read.
-    pub fn look(lock: &Lock, proc: &Proc, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
+    pub fn look(lock: &Lock, proc: &Proc, read: fn(&Path) -> Usage, memory: &mut Memory) -> Result<Self, LockError> {
         let view = View {
             lock,
             proc,
@@ -177,7 +199,7 @@ impl Snapshot {
             pid_namespace: proc.own_namespace("pid").ok(),
             cgroup_namespace: proc.own_namespace("cgroup").ok(),
         };
-        let mut snapshot = view.jobs()?;
+        let mut snapshot = view.jobs(memory)?;
         let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
         let outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
         let own_job = |outsider: &Outsider| {
@@ -247,45 +269,61 @@ impl Snapshot {
 }
 
 impl View<'_> {
-    fn jobs(&self) -> Result<Snapshot, LockError> {
+    fn jobs(&self, memory: &mut Memory) -> Result<Snapshot, LockError> {
         let entries = self.lock.queue.entries()?;
-        let seen: Vec<Seen> = entries.iter().filter_map(|&entry| self.lock.queue.see(entry)).collect();
-        let lives: Vec<(Entry, Life)> = seen.iter().map(|seen| (seen.entry, seen.life())).collect();
+        let mut before = std::mem::take(&mut memory.0);
+        let with_known = |seen: Seen| {
+            let known = before.remove(&seen.version()).or_else(|| Known::read(&seen));
+            (seen, known)
+        };
+        let tickets = entries.iter().filter_map(|&entry| self.lock.queue.see(entry)).map(with_known);
+        let tickets: Vec<(Seen, Option<Known>)> = tickets.collect();
+        let granted = |known: &Option<Known>| known.as_ref().is_some_and(|known| known.record.granted_usec.is_some());
+        let life = |(seen, known): &(Seen, Option<Known>)| match seen.is_live() {
+            false => (seen.entry, Life::Dead),
+            true => (seen.entry, if granted(known) { Life::Holding } else { Life::Waiting }),
+        };
+        let lives: Vec<(Entry, Life)> = tickets.iter().map(life).collect();
         let life_of = |entry: Entry| {
             let index = lives.binary_search_by_key(&entry, |&(entry, _)| entry);
             index.map_or(Life::Dead, |index| lives[index].1)
         };
         let mut snapshot = Snapshot::default();
-        for (seen, &(entry, life)) in seen.iter().zip(&lives) {
-            let Some(record) = seen.record() else { continue };
+        for ((seen, known), &(entry, life)) in tickets.into_iter().zip(&lives) {
+            let Some(mut known) = known else { continue };
             match life {
-                Life::Holding => snapshot.holders.push(self.holder(seen, &record)),
+                Life::Holding => snapshot.holders.push(self.holder(&seen, &mut known)),
                 Life::Waiting => {
                     let state = match decide(entry, &entries, life_of) {
                         Decision::Wait(Target::Ticket(other)) => State::WaitingFor(other.number),
                         Decision::Wait(Target::LockFile) | Decision::Start => State::Waiting,
                     };
-                    let supervised = self.supervisor_state(seen, &record).is_some();
-                    snapshot.waiters.push(self.job(seen, &record, state, supervised));
+                    let supervised = self.supervisor_state(&seen, &known.record).is_some();
+                    snapshot.waiters.push(self.job(&seen, &mut known, state, supervised));
                 }
-                Life::Dead => {
-                    if record.stopped && self.supervisor_state(seen, &record).is_some() {
-                        snapshot.waiters.push(self.job(seen, &record, State::StoppedWaiter, true));
-                    } else if self.same_machine_view(&record) && orphan::is_hidden(seen, &record) {
-                        snapshot.holders.push(self.job(seen, &record, State::MaybeOrphan, false));
-                    } else if self.same_machine_view(&record) {
-                        let group = orphan::group_of(seen, &record, &self.mountinfo);
-                        let empty = |group: Option<Box<dyn JobGroup>>| {
-                            group.is_none_or(|group| group.population() == Population::Empty)
-                        };
-                        if !group.is_ok_and(empty) {
-                            snapshot.holders.push(self.with_usage(seen, &record, State::Orphan, false));
-                        }
-                    }
-                }
+                Life::Dead => self.dead(&seen, &mut known, &mut snapshot),
             }
+            memory.0.insert(seen.version(), known);
         }
         Ok(snapshot)
+    }
+
+    /// A ticket that nobody holds: of a stopped waiter, an orphan, or of nobody any more.
+    fn dead(&self, seen: &Seen, known: &mut Known, snapshot: &mut Snapshot) {
+        if known.record.stopped && self.supervisor_state(seen, &known.record).is_some() {
+            snapshot.waiters.push(self.job(seen, known, State::StoppedWaiter, true));
+        } else if !self.same_machine_view(&known.record) {
+            // Its group would mean nothing to us.
+        } else if orphan::is_hidden(seen, &known.record) {
+            snapshot.holders.push(self.job(seen, known, State::MaybeOrphan, false));
+        } else {
+            let group = orphan::group_of(seen, &known.record, &self.mountinfo);
+            let empty =
+                |group: Option<Box<dyn JobGroup>>| group.is_none_or(|group| group.population() == Population::Empty);
+            if !group.is_ok_and(empty) {
+                snapshot.holders.push(self.with_usage(seen, known, State::Orphan, false));
+            }
+        }
     }
 
     /// The ticket's pids and group mean to us what they meant to its writer.
@@ -302,7 +340,8 @@ impl View<'_> {
         (stat.state != 'Z').then_some(stat.state)
     }
 
-    fn holder(&self, seen: &Seen, record: &Record) -> Job {
+    fn holder(&self, seen: &Seen, known: &mut Known) -> Job {
+        let record = &known.record;
         let foreign = Some(record.joined.pid_namespace) != self.pid_namespace;
         let supervisor = self.supervisor_state(seen, record);
         let state = match supervisor {
@@ -312,21 +351,26 @@ impl View<'_> {
             None if foreign => State::Running,
             None => State::Guarded,
         };
-        self.with_usage(seen, record, state, supervisor.is_some())
+        self.with_usage(seen, known, state, supervisor.is_some())
     }
 
     /// `supervised`: its supervisor lives, in our pid namespace.
-    fn job(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
-        let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
-        // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
-        let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
-        let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
-        let keepers = named.filter(ended_or_its_own).collect();
+    fn job(&self, seen: &Seen, known: &mut Known, state: State, supervised: bool) -> Job {
+        let record = &known.record;
+        let keepers = known.keepers.get_or_insert_with(|| {
+            let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
+            // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
+            let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
+            let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
+            named.filter(ended_or_its_own).collect()
+        });
+        let login_uid =
+            supervised.then(|| *known.login_uid.get_or_insert_with(|| self.proc.login_uid(record.joined.pid)));
         Job {
             number: seen.entry.number,
             id: seen.id(record),
             uid: seen.uid,
-            login_uid: supervised.then_some(record.joined.pid).and_then(|pid| self.proc.login_uid(pid)),
+            login_uid: login_uid.flatten(),
             mode: seen.entry.mode,
             state,
             age: clock::since(record.granted_usec.unwrap_or(record.joined.joined_usec)),
@@ -336,7 +380,7 @@ impl View<'_> {
             processes: None,
             command: record.joined.command.clone(),
             message: record.joined.message.clone(),
-            keepers,
+            keepers: keepers.clone(),
             group: None,
             members: Vec::new(),
             inner: Vec::new(),
@@ -344,17 +388,27 @@ impl View<'_> {
         }
     }
 
-    fn with_usage(&self, seen: &Seen, record: &Record, state: State, supervised: bool) -> Job {
-        let mut job = self.job(seen, record, state, supervised);
-        if !self.same_machine_view(record) {
+    fn with_usage(&self, seen: &Seen, known: &mut Known, state: State, supervised: bool) -> Job {
+        let mut job = self.job(seen, known, state, supervised);
+        if !self.same_machine_view(&known.record) {
             return job;
         }
-        match (&record.group, orphan::location_of(seen, record, &self.mountinfo)) {
+        if let Some(directory) = &known.group {
+            self.fill(&mut job, directory);
+            if job.usage.cpu_usec.is_some() {
+                return job;
+            }
+            // It is gone, or has no such counter: looked at as for the first time.
+            (job.group, job.processes) = (None, None);
+        }
+        match (&known.record.group, orphan::location_of(seen, &known.record, &self.mountinfo)) {
             // Only what proves to be a group of the ticket's owner: its path may lead anywhere.
             (_, Some(location)) => {
                 let directory = location.directory();
+                known.group = None;
                 if matches!(v2::Group::adopt(location, seen.uid), Ok(Some(_))) {
                     self.fill(&mut job, &directory);
+                    known.group = Some(directory);
                 }
             }
             (Some((backend, _)), None) if backend == Backend::Subreaper.name() => {

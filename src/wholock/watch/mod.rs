@@ -6,8 +6,8 @@
 //! pure, and [`draw`] makes a screen of that; what differs from the last screen is written.
 //!
 //! **What a look costs.** The view runs on the machine whose measurements it must not disturb. At each tick the lock is opened
-//! (it may have been set up anew), the queue is read as by plain `wholock`, and of each group two files and its members'
-//! numbers. The processes of the opened job are four files each, and for the load outside of the lock ([`outside`]) one file
+//! (it may have been set up anew), each ticket is asked whether it lives, and read if it changed; of each group two files are read,
+//! and its members' numbers. The processes of the opened job are four files each, and for the load outside of the lock ([`outside`]) one file
 //! of every process is read: both as rarely as [`pace::Pace`] demands. The rates
 //! are from two looks, matched by the job's identity: a counter that went back, or a job that was not there, has none.
 //!
@@ -37,7 +37,7 @@ use nix::poll::{PollFd, PollFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Memory, Snapshot};
 use super::tree::{self, Process};
 use crate::cgroup::Usage;
 use crate::clock;
@@ -118,8 +118,8 @@ pub struct Target {
 }
 
 impl Target {
-    fn look(&self, proc: &Proc) -> Sight {
-        let seen = Lock::open(&self.path).and_then(|lock| Snapshot::look(&lock, proc, Usage::read_live));
+    fn look(&self, proc: &Proc, memory: &mut Memory) -> Sight {
+        let seen = Lock::open(&self.path).and_then(|lock| Snapshot::look(&lock, proc, Usage::read_live, memory));
         let (snapshot, problem) = match seen {
             Ok(snapshot) => (snapshot, None),
             Err(LockError::Missing(_)) if self.private => (Snapshot::default(), None),
@@ -153,6 +153,7 @@ pub fn run(target: &Target, interval: Duration, inherited: &Inherited) -> Result
         target,
         proc: Proc::default(),
         app: App::new(setting),
+        memory: Memory::default(),
         tree_pace: Pace::new(TREE_SHARE),
         outside: Outside::default(),
         signals,
@@ -167,6 +168,7 @@ struct View<'a> {
     target: &'a Target,
     proc: Proc,
     app: App,
+    memory: Memory,
     tree_pace: Pace,
     outside: Outside,
     signals: Signals,
@@ -209,7 +211,7 @@ impl View<'_> {
     }
 
     fn look(&mut self) {
-        let sight = self.target.look(&self.proc);
+        let sight = self.target.look(&self.proc, &mut self.memory);
         let at = sight.at;
         if let Some(load) = self.outside.look(&sight.snapshot, &self.proc) {
             self.app.loaded(load, at);
