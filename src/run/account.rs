@@ -306,12 +306,16 @@ fn look_around(report: &mut Report) {
     report.name_users();
 }
 
-/// Processes that live and carry the marker of this job: it started them, and they are not in its group, which was empty.
+/// Processes that live and carry the marker of this job: it started them, and they are not in its group, which was empty. The
+/// next job may be running already, so only such are looked into as began after this one joined.
 fn carriers(proc: &Proc, id: &str) -> Vec<Process> {
-    let pids = proc.pids().unwrap_or_default();
-    let carries = |pid: &i32| proc.environ_has(*pid, nested::VARIABLE, id).unwrap_or(false);
-    let living = |pid: i32| proc.stat(pid).ok().filter(|stat| stat.state != 'Z');
-    let carriers = pids.into_iter().filter(carries).filter_map(living);
+    let per_second = rustix::param::clock_ticks_per_second();
+    // A tick less, since the kernel rounds down.
+    let joined_ticks = |id: JobId| (u128::from(id.joined_usec) * u128::from(per_second) / 1_000_000).saturating_sub(1);
+    let Ok(joined_ticks) = id.parse().map(joined_ticks) else { return Vec::new() };
+    let stats = proc.pids().unwrap_or_default().into_iter().filter_map(|pid| proc.stat(pid).ok());
+    let young = stats.filter(|stat| stat.state != 'Z' && u128::from(stat.start_ticks) >= joined_ticks);
+    let carriers = young.filter(|stat| proc.environ_has(stat.pid, nested::VARIABLE, id).unwrap_or(false));
     carriers.map(|stat| Process { pid: stat.pid, name: stat.comm }).collect()
 }
 
