@@ -45,15 +45,15 @@ pub struct Outer {
 /// # Errors
 /// A sentence: only our ancestry says that we are in a job, so waiting would wait for ourselves.
 pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Result<Option<Outer>, String> {
+    let entries = queue.entries().unwrap_or_default();
+    if entries.is_empty() {
+        return Ok(None);
+    }
     let own = proc.own_cgroup_v2().unwrap_or_default();
     let by_variable = || std::env::var(VARIABLE).ok()?.parse().ok();
     let mut candidates = JobId::in_group_path(&own).chain(by_variable());
     if let Some(outer) = candidates.find_map(|id| running(queue, id)) {
         return Ok(Some(outer));
-    }
-    let entries = queue.entries().unwrap_or_default();
-    if entries.is_empty() {
-        return Ok(None);
     }
     let ancestors = ancestors(proc);
     let is_ancestor = |stat: Stat| ancestors.iter().any(|ancestor| ancestor.pid == stat.pid);

@@ -42,6 +42,9 @@ const JOB_VARIABLE: &str = nested::VARIABLE;
 /// A job that takes this long gets a line at the end.
 const WORTH_A_LINE: Duration = Duration::from_secs(2);
 
+/// So does one that waited this long.
+const WORTH_TELLING: Duration = Duration::from_secs(1);
+
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
 
@@ -360,7 +363,7 @@ impl Run {
         let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
         let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
         self.account.inside(outer.id);
-        let job = Job { run: self, command, signals, hold: None, name: &name, variables: &variables };
+        let job = Job { run: self, command, signals, hold: None, told: false, name: &name, variables: &variables };
         let result = job.run(detected, &here.mountinfo);
         self.finish(result, None, Duration::ZERO)
     }
@@ -403,7 +406,7 @@ impl Run {
                 // To the user that was a wait like any other.
                 self.account.waited(started.elapsed());
                 self.account.holds(hold.ticket().id);
-                let result = self.run_held(command, here, detected, &hold, signals);
+                let result = self.run_held(command, here, detected, &hold, signals, waited >= WORTH_TELLING);
                 self.finish(result, Some(hold), waited)
             }
             Ok(Some(ended)) => {
@@ -425,7 +428,7 @@ impl Run {
         }
     }
 
-    /// With the machine held: runs the job.
+    /// With the machine held: runs the job; `told` says that there is a line at its end, however short it is.
     fn run_held(
         &self,
         command: &Command,
@@ -433,11 +436,12 @@ impl Run {
         detected: &mut Detected,
         hold: &Hold,
         signals: &Signals,
+        told: bool,
     ) -> Result<Finished, Error> {
         let id = hold.ticket().id;
         let name = id.group_name();
         let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];
-        let job = Job { run: self, command, signals, hold: Some(hold), name: &name, variables: &variables };
+        let job = Job { run: self, command, signals, hold: Some(hold), told, name: &name, variables: &variables };
         job.run(detected, &here.mountinfo)
     }
 
@@ -458,7 +462,7 @@ impl Run {
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
         self.account.gives_back();
-        let told_waiting = hold.is_some() && waited >= Duration::from_secs(1);
+        let told = hold.is_some() && waited >= WORTH_TELLING;
         let failed = !matches!(&result, Ok(Finished { outcome: Outcome { exit: Exit::Code(0), .. }, .. }));
         let cancelled = hold.as_ref().filter(|_| failed).and_then(|hold| hold.ticket().cancelled_by());
         if let Some(hold) = hold {
@@ -478,7 +482,7 @@ impl Run {
         for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&not_written) {
             self.say.wrong(line);
         }
-        let worth_a_line = outcome.wall >= WORTH_A_LINE || told_waiting;
+        let worth_a_line = outcome.wall >= WORTH_A_LINE || told;
         match full {
             // Asked for by name, so said even with --quiet.
             Some(full) => self.say.wrong(&full),

@@ -27,6 +27,11 @@ impl Say {
         self.name
     }
 
+    /// Whether what is done is said, and how.
+    pub fn is_verbose(&self) -> bool {
+        self.verbosity >= Verbosity::Verbose
+    }
+
     /// Something that went wrong: said even with `--quiet`.
     pub fn wrong(&self, text: &str) {
         self.line(text);
@@ -41,7 +46,7 @@ impl Say {
 
     /// What is done, and how: said with `--verbose`.
     pub fn detail(&self, text: &str) {
-        if self.verbosity >= Verbosity::Verbose {
+        if self.is_verbose() {
             self.line(text);
         }
     }

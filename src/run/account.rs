@@ -76,9 +76,9 @@ impl Account {
         Ok(Self(Some(Open { text: settings.report, file, report, held_since, started, given_back })))
     }
 
-    /// From when on a job is worth the cost of reading every counter of its group.
-    pub(super) fn every_counter_after(&self) -> Duration {
-        if self.0.is_some() { Duration::ZERO } else { super::WORTH_A_LINE }
+    /// A report was asked for.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.0.is_some()
     }
 
     /// What a guard keeps open to write the report if the supervisor is killed.

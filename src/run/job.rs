@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use super::{Error, Run, fatal, no_group, weaker};
+use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
 use crate::cgroup::scope;
 use crate::cgroup::systemd::{Manager, Missing, NoAnswer};
-use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, subreaper, v2};
+use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
 use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
 use crate::report;
@@ -17,7 +18,7 @@ use crate::supervisor::launcher::{Launched, Launcher, NotLaunched, Work};
 use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::{self, Main, SpawnError};
 use crate::supervisor::step::News;
-use crate::supervisor::{Notice, Outcome, StartGuard, Supervisor};
+use crate::supervisor::{Notice, Outcome, Read, StartGuard, Supervisor};
 
 /// A job that may start now.
 pub(super) struct Job<'a> {
@@ -26,6 +27,8 @@ pub(super) struct Job<'a> {
     pub(super) signals: &'a Signals,
     /// `None` inside another job, which holds the machine for us.
     pub(super) hold: Option<&'a Hold>,
+    /// It waited so long that there is a line at its end, however short it is.
+    pub(super) told: bool,
     /// Its group's name.
     pub(super) name: &'a str,
     /// What its environment has besides ours.
@@ -196,10 +199,10 @@ impl Job<'_> {
         self.run.account.runs(main.started);
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
-        let every_counter_after = self.run.account.every_counter_after();
+        let counters = |wall| self.counters(wall);
         let guard = Some(guard);
         let mut supervisor =
-            Supervisor { group, signals, start_guard, guard, notice: &mut notice, every_counter_after };
+            Supervisor { group, signals, start_guard, guard, notice: &mut notice, counters: &counters };
         let outcome = supervisor.watch(main, self.run.settings.policy);
         let guard = supervisor.guard.take();
         if outcome.is_err() {
@@ -213,6 +216,14 @@ impl Job<'_> {
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
         let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");
         Ok(Finished { outcome, guard, warnings: removed.map_err(warning).err().into_iter().collect() })
+    }
+
+    /// What is to be read of a job that took this long: nothing that nobody is told.
+    fn counters(&self, wall: Duration) -> Option<Read> {
+        if self.run.account.is_wanted() || wall >= WORTH_A_LINE {
+            return Some(Usage::read_all);
+        }
+        (self.told || self.run.say.is_verbose()).then_some(Usage::read)
     }
 
     fn start(&self, group: &mut dyn JobGroup, start_guard: &StartGuard<'_>) -> Result<(Guard, Main), Error> {

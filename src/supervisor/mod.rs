@@ -30,6 +30,7 @@ pub mod step;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
@@ -108,6 +109,9 @@ pub enum Notice {
     CannotKill(String),
 }
 
+/// Reads counters of the group in a directory: [`Usage::read`] or [`Usage::read_all`].
+pub type Read = fn(&Path) -> Usage;
+
 /// Starts a guard of the group.
 pub type StartGuard<'a> = dyn Fn(&dyn JobGroup) -> io::Result<Guard> + 'a;
 
@@ -123,8 +127,8 @@ pub struct Supervisor<'a> {
     pub guard: Option<Guard>,
     /// Told what happens.
     pub notice: &'a mut dyn FnMut(Notice),
-    /// Every counter is read of a job that took this long. Of a shorter one, those that cost nearly nothing.
-    pub every_counter_after: Duration,
+    /// What is read of the group's counters when the job is over, by how long its main process took.
+    pub counters: &'a dyn Fn(Duration) -> Option<Read>,
 }
 
 /// What one sleep of the supervisor ended with.
@@ -197,8 +201,7 @@ impl Supervisor<'_> {
                 if self.group.unit().is_none() {
                     self.guard.iter().for_each(Guard::end);
                 }
-                let every = wall >= self.every_counter_after;
-                let usage = self.group.usage(if every { Usage::read_all } else { Usage::read });
+                let usage = (self.counters)(wall).map(|read| self.group.usage(read)).unwrap_or_default();
                 Step::UsageRead.reached();
                 return Ok(Outcome {
                     exit,
