@@ -42,7 +42,7 @@ fn readings(place: &Inside, rounds: usize) -> Result<Line, Failure> {
     }
     let more_msec = full.pairs(&short, |full, short| full - short);
     Ok(Line {
-        what: format!("reading the usage for the default run ({} counters known here)", known.0),
+        what: format!("reading the usage for the line at the end ({} counters known here)", known.0),
         own: format!("{} ms", short.show(3)),
         other: format!("all that there is ({}): {} ms", known.1, full.show(3)),
         difference: format!("{:+.3} ms for all", more_msec.median()),
