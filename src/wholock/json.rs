@@ -131,7 +131,7 @@ struct OutsiderFields<'a> {
 }
 
 /// The document, on one line; what is known of single processes is read from `proc`, and listed with `tree`.
-pub fn document(snapshot: &Snapshot, lock: &Path, proc: &Proc, tree: bool) -> String {
+pub fn document(snapshot: &Snapshot, outside: Option<&Load>, lock: &Path, proc: &Proc, tree: bool) -> String {
     let document = Document {
         version: VERSION,
         lock: lock.display().to_string(),
@@ -139,7 +139,7 @@ pub fn document(snapshot: &Snapshot, lock: &Path, proc: &Proc, tree: bool) -> St
         holders: snapshot.holders.iter().map(|holder| job(holder, proc, tree)).collect(),
         waiters: snapshot.waiters.iter().map(|waiter| job(waiter, proc, tree)).collect(),
         outsiders: snapshot.outsiders.iter().map(|(found, own_job)| outsider(found, *own_job)).collect(),
-        load_outside: snapshot.load_outside.as_ref().map(load),
+        load_outside: outside.map(load),
         sources: sources(),
     };
     // Maps of strings and numbers: nothing in it can fail.

@@ -23,6 +23,7 @@ use crate::procfs::Proc;
 use crate::say::Say;
 use crate::settings::{Environment, Verbosity, lock_path};
 use crate::supervisor::inherit::{self, Inherited};
+use load::Ticks;
 use snapshot::Snapshot;
 
 /// How long jobs are watched to see what they use now.
@@ -95,7 +96,9 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         // Made by the first job: nobody can have it yet.
         return match (args.quiet, args.json) {
             (true, _) => Ok(0),
-            (_, true) => print(&json::document(&Snapshot::default(), path, &Proc::default(), args.tree)).map(|()| 0),
+            (_, true) => {
+                print(&json::document(&Snapshot::default(), None, path, &Proc::default(), args.tree)).map(|()| 0)
+            }
             (_, false) => print(view::FREE).map(|()| 0),
         };
     }
@@ -108,21 +111,27 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         let snapshot = Snapshot::take(&lock, &proc, Duration::ZERO, Usage::read).map_err(Error::Lock)?;
         return whose(pid, &snapshot, &proc);
     }
-    // Whether the machine is free takes no watching.
-    let sample = if args.quiet { Duration::ZERO } else { args.sample.unwrap_or(SAMPLE) };
-    let read = if args.json || args.job.is_some() { Usage::read_all } else { Usage::read };
-    let snapshot = Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock)?;
+    let sample = args.sample.unwrap_or(SAMPLE);
+    let take = |sample, read| Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock);
     if let Some(which) = &args.job {
+        let snapshot = take(sample, Usage::read_all)?;
         let job = snapshot.find(which).ok_or_else(|| Error::NoJob(crate::text::escape(which)))?;
         print(&full::text(job, view::terminal_width(), &proc))?;
         return Ok(0);
     }
     if args.quiet {
-        return Ok(u8::from(!snapshot.free()));
+        // Whether the machine is free takes no watching.
+        return Ok(u8::from(!take(Duration::ZERO, Usage::read)?.free()));
     }
+    // Before the jobs: whichever joins from here on is known by its time to be new.
+    let before = (!sample.is_zero()).then(|| Ticks::read(&proc).ok()).flatten();
+    let snapshot = take(sample, if args.json { Usage::read_all } else { Usage::read })?;
+    let after = before.is_some().then(|| Ticks::read(&proc).ok()).flatten();
+    let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], &proc));
+    let load = load.as_ref();
     print(&match args.json {
-        true => json::document(&snapshot, path, &proc, args.tree),
-        false => view::table(&snapshot, view::terminal_width(), args.tree.then_some(&proc)),
+        true => json::document(&snapshot, load, path, &proc, args.tree),
+        false => view::table(&snapshot, load, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)
 }

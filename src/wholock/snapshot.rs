@@ -7,7 +7,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::load::{self, Load, Ticks};
 use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
 use crate::clock;
 use crate::job::{JobId, Mode};
@@ -131,8 +130,6 @@ pub struct Snapshot {
     pub waiters: Vec<Job>,
     /// Who uses the lock file without a ticket, and the number of the job that it waits for while it is a part of it.
     pub outsiders: Vec<(Outsider, Option<u64>)>,
-    /// What is used outside of jobs, if that was watched.
-    pub load_outside: Option<Load>,
 }
 
 /// What was found out about jobs before, for whoever looks again and again. It holds as long as their tickets stay as they are.
@@ -169,19 +166,13 @@ struct View<'a> {
 }
 
 impl Snapshot {
-    /// Looks at the lock, twice `sample` apart, and at what all processes use meanwhile: at these only if it is not zero.
-    /// `read` reads the counters of a group.
+    /// Looks at the lock, twice `sample` apart; `read` reads the counters of a group.
     ///
     /// # Errors
     /// The queue directory could not be read.
     pub fn take(lock: &Lock, proc: &Proc, sample: Duration, read: fn(&Path) -> Usage) -> Result<Self, LockError> {
-        // Whatever job joins from here on is known by its time to be new.
-        let before = (!sample.is_zero()).then(|| Ticks::read(proc).ok()).flatten();
         let mut snapshot = Self::look(lock, proc, read, &mut Memory::default())?;
         snapshot.watch(sample);
-        let after = before.is_some().then(|| Ticks::read(proc).ok()).flatten();
-        let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], proc));
-        snapshot.load_outside = load;
         Ok(snapshot)
     }
 

@@ -33,9 +33,10 @@ pub fn terminal_width() -> Option<u16> {
     rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
-/// Holders, waiters, outsiders, and what is used outside of jobs; with the processes of each job if `tree` says where they are to be read.
-pub fn table(snapshot: &Snapshot, width: Option<u16>, tree: Option<&Proc>) -> String {
-    let load = snapshot.load_outside.as_ref().map(load_outside).unwrap_or_default();
+/// Holders, waiters, outsiders, and what is used outside of jobs if that was watched; with the processes of each job if `tree`
+/// says where they are to be read.
+pub fn table(snapshot: &Snapshot, load: Option<&Load>, width: Option<u16>, tree: Option<&Proc>) -> String {
+    let load = load.map(load_outside).unwrap_or_default();
     if snapshot.free() {
         return FREE.to_owned() + &load;
     }
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_free_machine_is_said_to_be_free() {
-        assert_eq!(table(&Snapshot::default(), None, None), "the machine is free\n");
+        assert_eq!(table(&Snapshot::default(), None, None, None), "the machine is free\n");
     }
 
     #[test]
@@ -289,7 +290,7 @@ JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY
   7  root  exclusive  running        12m 30s     400%     200%       25m    3.0G     12  make
   8  root  exclusive  waiting for 7  12m 30s        -        -         -       -      -  '\\u{1b}[31mred'
 ";
-        assert_eq!(table(&snapshot, None, None), expected);
+        assert_eq!(table(&snapshot, None, None, None), expected);
     }
 
     #[test]
@@ -310,7 +311,7 @@ the machine is free
 outside the lock: 4000000 uses 212% of a core: cc1plus (7) 99%, sh (8) with ended children 80%, 'x (1) 9%,\\u{1b}' (9) 30%, and 2 more
 outside the lock: processes of others are hidden from you
 ";
-        assert_eq!(table(&Snapshot { load_outside: Some(load), ..Snapshot::default() }, None, None), expected);
+        assert_eq!(table(&Snapshot::default(), Some(&load), None, None), expected);
     }
 
     #[test]
@@ -318,7 +319,7 @@ outside the lock: processes of others are hidden from you
         use unicode_width::UnicodeWidthStr;
         let snapshot = Snapshot { holders: vec![job(7, State::Running, &"漢字".repeat(200))], ..Snapshot::default() };
         for width in [0, 80, 120, 200] {
-            let text = table(&snapshot, Some(width), None);
+            let text = table(&snapshot, None, Some(width), None);
             let widest = text.lines().map(UnicodeWidthStr::width).max().unwrap();
             assert!(widest <= usize::from(width).max(95), "{width}: {widest}\n{text}");
         }
