@@ -22,16 +22,29 @@ pub struct Proc {
 
 /// Reads a file whose size the kernel does not tell: `fs::read` would begin with 32 bytes and read again and again.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_at_most(path, usize::MAX)
+}
+
+/// The same of a file that somebody else may make as long as they like: no more than about `limit` bytes of it.
+fn read_at_most(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
     let mut file = fs::File::open(path)?;
     let mut bytes = Vec::with_capacity(4096);
     let mut chunk = [0; 4096];
-    loop {
+    while bytes.len() < limit {
         match file.read(&mut chunk)? {
-            0 => return Ok(bytes),
+            0 => break,
             length => bytes.extend_from_slice(&chunk[..length]),
         }
     }
+    Ok(bytes)
 }
+
+/// More of a command line is of no use to anybody: a ticket keeps 4 KiB.
+const MAX_CMDLINE: usize = 64 * 1024;
+
+/// execve(2) takes no more than a quarter of the stack's limit, which is 8 MiB as a rule. A process can say by prctl(2) that its
+/// environment is any part of its memory.
+const MAX_ENVIRON: usize = 8 * 1024 * 1024;
 
 /// The part of `/proc/PID/stat` that is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,12 +130,12 @@ impl Proc {
         parse_cgroup_v2(&read(&path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
-    /// The process's arguments; empty for a kernel thread or a zombie.
+    /// The process's arguments, the first 64 KiB of them; empty for a kernel thread or a zombie.
     ///
     /// # Errors
     /// The process is gone or hidden.
     pub fn cmdline(&self, pid: i32) -> io::Result<Vec<String>> {
-        let bytes = read(&self.file(pid, "cmdline"))?;
+        let bytes = read_at_most(&self.file(pid, "cmdline"), MAX_CMDLINE)?;
         let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
         if text.is_empty() {
             return Ok(Vec::new());
@@ -144,7 +157,7 @@ impl Proc {
     /// # Errors
     /// The process is gone, or not ours to look into.
     pub fn environ(&self, pid: i32) -> io::Result<Environ> {
-        read(&self.file(pid, "environ")).map(Environ)
+        read_at_most(&self.file(pid, "environ"), MAX_ENVIRON).map(Environ)
     }
 
     /// The effective user of the process.
@@ -294,6 +307,15 @@ mod tests {
             resident_pages: 225,
         };
         assert_eq!(parse_stat(line), Some(expected));
+    }
+
+    #[test]
+    fn a_command_line_without_end_is_not_read_to_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("7")).unwrap();
+        fs::write(root.path().join("7/cmdline"), vec![0; 1 << 20]).unwrap();
+        let arguments = Proc::at(root.path()).cmdline(7).unwrap();
+        assert_eq!(arguments.len(), MAX_CMDLINE);
     }
 
     #[test]
