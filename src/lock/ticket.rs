@@ -121,12 +121,12 @@ pub struct Seen {
     pub(super) device: u64,
     pub(super) inode: u64,
     size: u64,
-    modified: (i64, i64),
+    changed: (i64, i64),
 }
 
-/// Which file a ticket is, and up to where it was written.
+/// Which file a ticket is, whose, and when it was last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Version(Entry, u64, u64, u64, (i64, i64));
+pub struct Version(Entry, u32, u64, u64, u64, (i64, i64));
 
 impl Seen {
     /// Opens the ticket `entry` of the queue directory. `None` where there is none (any more), or where the file is
@@ -140,8 +140,9 @@ impl Seen {
         let Ok(metadata) = file.metadata() else { return Ok(None) };
         let plausible = metadata.is_file() && metadata.len() <= MAX_SIZE;
         let (uid, device, inode, size) = (metadata.uid(), metadata.dev(), metadata.ino(), metadata.len());
-        let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Ok(plausible.then(|| Self { file, entry, uid, device, inode, size, modified }))
+        // Not the time of writing, which its owner can set back.
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        Ok(plausible.then(|| Self { file, entry, uid, device, inode, size, changed }))
     }
 
     /// Whether somebody holds the ticket's lock. Asking takes no lock.
@@ -157,7 +158,7 @@ impl Seen {
 
     /// As of when it was opened. A ticket that says something else has another version.
     pub fn version(&self) -> Version {
-        Version(self.entry, self.device, self.inode, self.size, self.modified)
+        Version(self.entry, self.uid, self.device, self.inode, self.size, self.changed)
     }
 
     /// The supervisor, if it is a process of the ticket's owner still. What a ticket says of others is not believed.
@@ -207,6 +208,16 @@ impl Seen {
             boot: super::short_boot(&record.joined.boot),
             joined_usec: record.joined.joined_usec,
         }
+    }
+
+    /// The same where the ticket does not say: of no boot.
+    pub fn nameless_id(&self) -> JobId {
+        JobId { number: self.entry.number, inode: self.inode, boot: 0, joined_usec: 0 }
+    }
+
+    /// Device and inode: the same for every name that the file has.
+    pub fn file_identity(&self) -> (u64, u64) {
+        (self.device, self.inode)
     }
 
     /// Whether the directory still has this very file under its name.

@@ -2,6 +2,7 @@
 //! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
 
 pub mod full;
+pub mod job;
 pub mod json;
 pub mod load;
 pub mod snapshot;
@@ -13,6 +14,8 @@ use std::ffi::{c_char, c_int};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cgroup::Usage;
 use crate::cli::{self, Aside, WholockArgs};
@@ -80,6 +83,10 @@ fn run(args: &WholockArgs, inherited: &Inherited, say: &Say) -> Result<Ending, E
         true => setup::private_path(),
         false => lock_path(args.lock.as_ref(), &environment, &config),
     };
+    // Every ticket is open at once while they are looked at, and a queue may be longer than the usual limit.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     let opened = Lock::open(&path);
     if let (Some(interval), Ok(_) | Err(LockError::Missing(_))) = (args.watch, &opened)
         && (args.private || opened.is_ok())

@@ -1,7 +1,7 @@
 //! What is so at one moment: every job of the queue with its group's counters, and who uses the lock without a
 //! ticket. All the reading is here; showing it is in [`super::view`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
 use crate::clock;
-use crate::job::{JobId, Mode};
+use crate::job::JobId;
 use crate::lock::decide::{Decision, Entry, Life, Target, decide};
 use crate::lock::outsiders::{Outsider, outsiders};
 use crate::lock::{Lock, LockError, Record, Seen, Version};
@@ -17,28 +17,7 @@ use crate::nested;
 use crate::orphan;
 use crate::procfs::Proc;
 
-/// What a job is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It has the machine.
-    Running,
-    /// It has the machine, and its supervisor is stopped.
-    Stopped,
-    /// Its command ended; leftovers are being ended.
-    Releasing,
-    /// Its supervisor is dead; the guard is ending it.
-    Guarded,
-    /// It waits for the job of this number.
-    WaitingFor(u64),
-    /// It waits for the lock file.
-    Waiting,
-    /// A waiter that was stopped: others may pass it.
-    StoppedWaiter,
-    /// Supervisor and guard are dead; members live.
-    Orphan,
-    /// Supervisor and guard are dead; whether members live only its owner and root can see.
-    MaybeOrphan,
-}
+pub use super::job::{Inner, Job, State};
 
 /// How many jobs inside a job are shown: somebody may make any number of groups with such names.
 const INNER_SHOWN: usize = 32;
@@ -46,79 +25,12 @@ const INNER_SHOWN: usize = 32;
 /// Readings nearer to each other give no rate.
 const SHORTEST_SAMPLE: Duration = Duration::from_millis(1);
 
-/// One job.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Its place in the queue.
-    pub number: u64,
-    /// Which.
-    pub id: JobId,
-    /// Whose.
-    pub uid: u32,
-    /// Who logged in and became that user.
-    pub login_uid: Option<u32>,
-    /// How it holds or wants the machine.
-    pub mode: Mode,
-    /// What it is doing.
-    pub state: State,
-    /// Since it got the machine, or since it joined.
-    pub age: Duration,
-    /// What its group has used.
-    pub usage: Usage,
-    /// When that was read.
-    pub read_at: Instant,
-    /// CPU use while it was watched, in percent of one core.
-    pub cpu_now_percent: Option<f64>,
-    /// Living processes.
-    pub processes: Option<usize>,
-    /// Their pids, jobs inside it included.
-    pub members: Vec<i32>,
-    /// Its command line.
-    pub command: Vec<String>,
-    /// Its note.
-    pub message: Option<String>,
-    /// Its supervisor and guard.
-    pub keepers: Vec<i32>,
-    /// Its directory, where it has one.
-    pub group: Option<PathBuf>,
-    /// Jobs inside it, the first few.
-    pub inner: Vec<Inner>,
-    /// How many more there are.
-    pub inner_more: usize,
-}
-
-/// A job inside another one, which holds the machine for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inner {
-    /// Its supervisor.
-    pub pid: i32,
-    /// Whose.
-    pub uid: Option<u32>,
-    /// Since it started, where that is known.
-    pub age: Option<Duration>,
-    /// What its group has used.
-    pub usage: Usage,
-    /// Living processes, where it has a group.
-    pub processes: Option<usize>,
-    /// How it was started; empty if its supervisor is gone, or in another pid namespace.
-    pub command: Vec<String>,
-}
-
 /// CPU use between two readings of one counter, in percent of one core. It is not known if the counter went back, and
 /// readings next to each other tell nothing: the kernel counts in steps.
 pub fn rate_percent(before: (Instant, u64), after: (Instant, u64)) -> Option<f64> {
     let elapsed = after.0.checked_duration_since(before.0).filter(|&elapsed| elapsed >= SHORTEST_SAMPLE)?;
     let used = Duration::from_micros(after.1.checked_sub(before.1)?);
     Some(100.0 * used.as_secs_f64() / elapsed.as_secs_f64())
-}
-
-impl Job {
-    /// CPU use on the average, in percent of one core.
-    pub fn cpu_average_percent(&self) -> Option<f64> {
-        let cpu = Duration::from_micros(self.usage.cpu_usec?);
-        let age = self.age.as_secs_f64();
-        (age > 0.0).then(|| 100.0 * cpu.as_secs_f64() / age)
-    }
 }
 
 /// Everything.
@@ -140,8 +52,6 @@ pub struct Memory(HashMap<Version, Known>);
 #[derive(Debug)]
 struct Known {
     record: Record,
-    /// Its supervisor and guard, as far as they are its owner's.
-    keepers: Option<Vec<i32>>,
     /// Who logged in, once that was asked for.
     login_uid: Option<Option<u32>>,
     /// Its directory, once that was found to be a group of the ticket's owner.
@@ -150,7 +60,7 @@ struct Known {
 
 impl Known {
     fn read(seen: &Seen) -> Option<Self> {
-        Some(Self { record: seen.record()?, keepers: None, login_uid: None, group: None })
+        Some(Self { record: seen.record()?, login_uid: None, group: None })
     }
 }
 
@@ -263,12 +173,18 @@ impl View<'_> {
     fn jobs(&self, memory: &mut Memory) -> Result<Snapshot, LockError> {
         let entries = self.lock.queue.entries()?;
         let mut before = std::mem::take(&mut memory.0);
-        let with_known = |seen: Seen| {
+        let mut with_known = |seen: Seen| {
             let known = before.remove(&seen.version()).or_else(|| Known::read(&seen));
             (seen, known)
         };
-        let tickets = entries.iter().filter_map(|&entry| self.lock.queue.see(entry)).map(with_known);
-        let tickets: Vec<(Seen, Option<Known>)> = tickets.collect();
+        let mut tickets: Vec<(Seen, Option<Known>)> = Vec::new();
+        // A ticket may be linked under two names: it is one job's all the same.
+        let mut files = HashSet::new();
+        for &entry in &entries {
+            // To leave out those that cannot be opened for want of descriptors would show jobs that are there as gone.
+            let seen = self.lock.queue.try_see(entry)?.filter(|seen| files.insert(seen.file_identity()));
+            tickets.extend(seen.map(&mut with_known));
+        }
         let granted = |known: &Option<Known>| known.as_ref().is_some_and(|known| known.record.granted_usec.is_some());
         let life = |(seen, known): &(Seen, Option<Known>)| match seen.is_live() {
             false => (seen.entry, Life::Dead),
@@ -281,7 +197,13 @@ impl View<'_> {
         };
         let mut snapshot = Snapshot::default();
         for ((seen, known), &(entry, life)) in tickets.into_iter().zip(&lives) {
-            let Some(mut known) = known else { continue };
+            let Some(mut known) = known else {
+                // Whoever cannot read it waits for it: a newer version's, or garbage.
+                if life != Life::Dead {
+                    snapshot.waiters.push(Job::unreadable(&seen));
+                }
+                continue;
+            };
             match life {
                 Life::Holding => snapshot.holders.push(self.holder(&seen, &mut known)),
                 Life::Waiting => {
@@ -348,13 +270,11 @@ impl View<'_> {
     /// `supervised`: its supervisor lives, in our pid namespace.
     fn job(&self, seen: &Seen, known: &mut Known, state: State, supervised: bool) -> Job {
         let record = &known.record;
-        let keepers = known.keepers.get_or_insert_with(|| {
-            let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
-            // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
-            let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
-            let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
-            named.filter(ended_or_its_own).collect()
-        });
+        let same_pids = Some(record.joined.pid_namespace) == self.pid_namespace;
+        // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
+        let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
+        let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
+        let keepers = named.filter(ended_or_its_own).collect();
         let login_uid =
             supervised.then(|| *known.login_uid.get_or_insert_with(|| self.proc.login_uid(record.joined.pid)));
         Job {
@@ -371,7 +291,7 @@ impl View<'_> {
             processes: None,
             command: record.joined.command.clone(),
             message: record.joined.message.clone(),
-            keepers: keepers.clone(),
+            keepers,
             group: None,
             members: Vec::new(),
             inner: Vec::new(),

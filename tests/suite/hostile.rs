@@ -128,6 +128,11 @@ fn a_live_ticket_that_cannot_be_read_is_waited_for_until_its_owner_is_gone() {
     let ticket = put(&world, "5.x", "{\"format\":2,\"everything\":\"is different\"}\n");
     let held = hold(&ticket);
     world.cmd("perflock -n true").run().exits(75);
+    // Whoever asks why is shown it.
+    let shown = world.cmd("wholock --sample 0").run().exits(0).says("").stdout;
+    let row = shown.lines().nth(1).unwrap_or_default();
+    assert!(row.starts_with("  5  ") && row.contains("its ticket cannot be read"), "{shown}");
+    world.cmd("wholock -q").run().exits(1);
     let waiter = world.cmd("perflock true").spawn();
     waiter.wait_stderr("perflock: waiting for lock behind 1 job");
     drop(held);
@@ -282,4 +287,24 @@ fn a_ticket_of_an_earlier_boot_is_dead_whatever_it_names() {
     put(&world, "5.x", text + "{\"event\":\"stopped\"}\n");
     world.cmd("perflock true").run().exits(0).says("");
     world.assert_clean();
+}
+
+#[test]
+fn files_that_look_like_tickets_do_not_hide_a_job() {
+    needs!(Root, V2);
+    let world = World::new();
+    for number in 1..=100 {
+        put(&world, &format!("{number}.x"), "");
+    }
+    let holder = world.holder("perflock");
+    // Its owner may link it under another name: it is one job.
+    let ticket = world.tickets().into_iter().find(|name| name.starts_with("101.")).unwrap();
+    std::fs::hard_link(world.queue().join(&ticket), world.queue().join("101.s")).unwrap();
+    let shown = world.sh("ulimit -Sn 64; exec wholock --sample 0").run().exits(0).says("").stdout;
+    assert_eq!(shown.matches("101  ").count(), 1, "{shown}");
+    // Where it cannot be told who has the machine, it is not called free.
+    let done = world.sh("ulimit -n 64; exec wholock -q").run().exits(125).prints("");
+    assert!(done.stderr.ends_with(": Too many open files\n"), "{}", done.stderr);
+    holder.signal(libc::SIGTERM);
+    holder.wait().dies_of(libc::SIGTERM);
 }

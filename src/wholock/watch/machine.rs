@@ -21,6 +21,10 @@ pub struct Shares {
 
 /// What was used between two looks. `None` where the kernel does not say, or no time passed.
 pub fn shares(before: &Sight, after: &Sight) -> Option<Shares> {
+    // Without the jobs of one of the looks, theirs would count as everything else's, or all they ever used as of just now.
+    if before.problem.is_some() || after.problem.is_some() {
+        return None;
+    }
     let (earlier, later) = (before.cpu?, after.cpu?);
     let total = later.total_ticks.checked_sub(earlier.total_ticks).filter(|&ticks| ticks > 0)? as f64;
     // Some counters of a CPU that goes idle may step back a little.

@@ -61,7 +61,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 const KEY_TIME: Duration = Duration::from_millis(50);
 
 /// The share of one core that reading the processes of the opened job may take.
-const TREE_SHARE: f64 = 0.01;
+const TREE_SHARE: f64 = 0.002;
 
 /// Why the view ended otherwise than it was told to.
 #[derive(Debug, thiserror::Error)]

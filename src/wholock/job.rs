@@ -1,0 +1,122 @@
+//! A job as it is shown: a value.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::cgroup::Usage;
+use crate::job::{JobId, Mode};
+use crate::lock::Seen;
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has the machine.
+    Running,
+    /// It has the machine, and its supervisor is stopped.
+    Stopped,
+    /// Its command ended; leftovers are being ended.
+    Releasing,
+    /// Its supervisor is dead; the guard is ending it.
+    Guarded,
+    /// It waits for the job of this number.
+    WaitingFor(u64),
+    /// It waits for the lock file.
+    Waiting,
+    /// A waiter that was stopped: others may pass it.
+    StoppedWaiter,
+    /// Supervisor and guard are dead; members live.
+    Orphan,
+    /// Supervisor and guard are dead; whether members live only its owner and root can see.
+    MaybeOrphan,
+}
+
+/// One job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its place in the queue.
+    pub number: u64,
+    /// Which.
+    pub id: JobId,
+    /// Whose.
+    pub uid: u32,
+    /// Who logged in and became that user.
+    pub login_uid: Option<u32>,
+    /// How it holds or wants the machine.
+    pub mode: Mode,
+    /// What it is doing.
+    pub state: State,
+    /// Since it got the machine, or since it joined.
+    pub age: Duration,
+    /// What its group has used.
+    pub usage: Usage,
+    /// When that was read.
+    pub read_at: Instant,
+    /// CPU use while it was watched, in percent of one core.
+    pub cpu_now_percent: Option<f64>,
+    /// Living processes.
+    pub processes: Option<usize>,
+    /// Their pids, jobs inside it included.
+    pub members: Vec<i32>,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// Its note.
+    pub message: Option<String>,
+    /// Its supervisor and guard.
+    pub keepers: Vec<i32>,
+    /// Its directory, where it has one.
+    pub group: Option<PathBuf>,
+    /// Jobs inside it, the first few.
+    pub inner: Vec<Inner>,
+    /// How many more there are.
+    pub inner_more: usize,
+}
+
+/// A job inside another one, which holds the machine for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inner {
+    /// Its supervisor.
+    pub pid: i32,
+    /// Whose.
+    pub uid: Option<u32>,
+    /// Since it started, where that is known.
+    pub age: Option<Duration>,
+    /// What its group has used.
+    pub usage: Usage,
+    /// Living processes, where it has a group.
+    pub processes: Option<usize>,
+    /// How it was started; empty if its supervisor is gone, or in another pid namespace.
+    pub command: Vec<String>,
+}
+
+impl Job {
+    /// CPU use on the average, in percent of one core.
+    pub fn cpu_average_percent(&self) -> Option<f64> {
+        let cpu = Duration::from_micros(self.usage.cpu_usec?);
+        let age = self.age.as_secs_f64();
+        (age > 0.0).then(|| 100.0 * cpu.as_secs_f64() / age)
+    }
+
+    /// The one behind a live ticket that does not say what it is.
+    pub fn unreadable(seen: &Seen) -> Self {
+        Self {
+            number: seen.entry.number,
+            id: seen.nameless_id(),
+            uid: seen.uid,
+            login_uid: None,
+            mode: seen.entry.mode,
+            state: State::Waiting,
+            age: Duration::ZERO,
+            usage: Usage::default(),
+            read_at: Instant::now(),
+            cpu_now_percent: None,
+            processes: None,
+            members: Vec::new(),
+            command: Vec::new(),
+            message: Some("its ticket cannot be read: a newer version's?".to_owned()),
+            keepers: Vec::new(),
+            group: None,
+            inner: Vec::new(),
+            inner_more: 0,
+        }
+    }
+}
