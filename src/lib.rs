@@ -54,7 +54,8 @@
 //!
 //! - A report names the jobs that shared the machine at the start and at the end; who came and went in between it cannot know.
 //!   Processes that left the job's group are found by the job's marker in their environment: one that runs as another user,
-//!   or emptied its environment, is not.
+//!   or emptied its environment, is not. If perflock is killed after the machine was given back, before it has looked all that
+//!   up, the file stays empty: the guard has gone by then.
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose

@@ -55,7 +55,7 @@ pub struct Report {
     pub lingered_usec: Option<u64>,
     /// How it ended.
     pub exit: End,
-    /// CPU time by wall time, in percent of one core.
+    /// CPU time by the time until no member was left, in percent of one core.
     pub cpu_average_percent: Option<f64>,
     /// What the whole job used, processes included that nobody waited for.
     pub usage: Usage,

@@ -108,9 +108,9 @@ fn ended(end: &End) -> String {
     let why = match end.reason {
         Reason::Exited | Reason::Signal => None,
         Reason::TimeLimit => Some("ended by the time limit".to_owned()),
-        Reason::OutOfMemory => {
-            Some("out of memory: the kernel killed it, since its group or the machine had none left".to_owned())
-        }
+        Reason::OutOfMemory => Some(
+            "out of memory: the kernel killed a process of it, since its group or the machine had none left".to_owned(),
+        ),
         Reason::Cancelled => Some(match &end.cancelled_by {
             Some(by) => format!("cancelled by {}", text::escape(&by.name)),
             None => "cancelled".to_owned(),

@@ -123,7 +123,8 @@ pub fn usage(outcome: &Outcome, waited: Duration) -> String {
     let time = |usec: u64| text::measured(Duration::from_micros(usec));
     match usage.cpu_usec {
         Some(cpu_usec) => {
-            let share = 100.0 * cpu_usec as f64 / outcome.wall.as_micros().max(1000) as f64;
+            // What lived on went on counting.
+            let share = 100.0 * cpu_usec as f64 / outcome.lasted.as_micros().max(1) as f64;
             line.push_str(&format!(", used {} of CPU time ({share:.0}% of a core", time(cpu_usec)));
             if let (Some(user), Some(system)) = (usage.user_usec, usage.system_usec) {
                 line.push_str(&format!("; user {}, system {}", time(user), time(system)));
@@ -173,6 +174,7 @@ mod tests {
         Outcome {
             exit: Exit::Code(0),
             wall: Duration::from_millis(12_340),
+            lasted: Duration::from_millis(12_340),
             timed_out: false,
             cut_short: false,
             stopped: None,

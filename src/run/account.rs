@@ -186,11 +186,12 @@ impl Account {
 
     /// The supervisor was killed, and this is its guard: the job is over, and the machine given back.
     pub(super) fn supervisor_lost(&self, usage: Usage) {
-        let held = self.given_back().and_then(|given_back| given_back.held);
+        let given_back = self.given_back();
         self.note(|report| {
             report.exit.reason = Reason::SupervisorLost;
             report.usage = usage;
-            report.held_usec = held.map(in_usec);
+            report.held_usec = given_back.and_then(|given_back| given_back.held).map(in_usec);
+            given_back.iter().for_each(|given_back| look_beside(report, given_back.at_usec));
             look_around(report);
         });
         // There is nobody left to tell that it cannot be written.
@@ -209,8 +210,9 @@ impl Account {
             report.held_usec = given_back.and_then(|given_back| given_back.held).map(in_usec);
             let started = given_back.and_then(|given_back| given_back.started);
             report.lingered_usec = started.map(|started| in_usec(started.saturating_sub(outcome.wall)));
-            let wall_usec = outcome.wall.as_micros().max(1) as f64;
-            report.cpu_average_percent = outcome.usage.cpu_usec.map(|cpu_usec| 100.0 * cpu_usec as f64 / wall_usec);
+            // Until the last member ended: what lived on went on counting.
+            let lasted_usec = outcome.lasted.as_micros().max(1) as f64;
+            report.cpu_average_percent = outcome.usage.cpu_usec.map(|cpu_usec| 100.0 * cpu_usec as f64 / lasted_usec);
             let process = |ended: &Leftover| Process { pid: ended.pid, name: ended.name.clone() };
             let named = outcome.leftovers.iter().map(process).collect();
             report.leftovers = Some(Leftovers { count: outcome.leftover_count, named });

@@ -77,6 +77,8 @@ pub struct Outcome {
     pub exit: Exit,
     /// From its start, execve(2) included, to its end.
     pub wall: Duration,
+    /// From its start until no member was left.
+    pub lasted: Duration,
     /// The time limit ended it.
     pub timed_out: bool,
     /// A second TERM killed it while the command ran.
@@ -206,6 +208,7 @@ impl Supervisor<'_> {
                 return Ok(Outcome {
                     exit,
                     wall,
+                    lasted: main.started.elapsed(),
                     timed_out: machine.timed_out(),
                     cut_short: machine.cut_short(),
                     stopped,

@@ -371,3 +371,16 @@ fn a_report_that_was_asked_for_is_printed_even_with_quiet() {
     let done = world.cmd("perflock -q --report true").run().exits(0);
     assert!(done.stderr.starts_with("perflock: report of job 1: true\n"), "{}", done.stderr);
 }
+
+#[test]
+fn what_lives_on_counts_for_the_time_that_it_took() {
+    needs!(V2, Program("timeout"));
+    let world = World::new();
+    let script = "timeout 1 sh -c 'while :; do :; done' & :";
+    world.cmd("perflock -q --leftovers wait --report-file r sh -c").arg(script).run().exits(0);
+    let report = report(&world, "r");
+    assert!(usec(&report, "/usage/cpu_usec") > usec(&report, "/wall_usec"), "{report:#}");
+    let percent = report["cpu_average_percent"].as_f64().unwrap();
+    assert!((1.0..120.0).contains(&percent), "{report:#}");
+    world.assert_clean();
+}
