@@ -33,9 +33,9 @@
 //!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → printing. In a scope the guard is told after the group is
-//! removed: systemd tidies up when the last process is gone. The unlock is explicit, since a descriptor that
-//! the guard shares keeps the lock. While a ticket is live nothing is printed that would have to wait for its reader: a
-//! slow terminal never holds the machine, nor the queue.
+//! removed: systemd tidies up when the last process is gone (so a guard that systemd stops stays a moment too). The unlock
+//! is explicit, since a descriptor that the guard shares keeps the lock. While a ticket is live nothing is printed that would
+//! have to wait for its reader: a slow terminal never holds the machine, nor the queue.
 //!
 //! *Crashes*: supervisor dead → the guard kills the group, waits until it is empty, removes it, frees the lock, and
 //! removes the ticket. Guard dead → the supervisor forks another. Both dead → the kernel frees the lock, the dead
