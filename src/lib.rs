@@ -85,6 +85,7 @@ pub mod machine;
 mod mask;
 pub mod nested;
 pub mod orphan;
+pub mod pin;
 pub mod poll;
 pub mod procfs;
 pub mod report;
