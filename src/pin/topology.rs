@@ -114,6 +114,11 @@ pub fn online(root: &Path) -> Result<CpuList, FileError> {
     list.map_err(|why| FileError::on("read", &path)(io::Error::new(io::ErrorKind::InvalidData, why)))
 }
 
+/// The processors that the machine has, online or not, below `root`. `None` if the kernel does not say.
+pub fn present(root: &Path) -> Option<CpuList> {
+    value(&root.join("sys/devices/system/cpu/present"))
+}
+
 /// The memory nodes nearest to these processors that have memory: their own, as far as those have any, else every one.
 pub fn memory_of(nodes: &[Node], cpus: &CpuList) -> CpuList {
     let with_memory = nodes.iter().filter(|node| node.has_memory);
