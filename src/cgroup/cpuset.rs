@@ -129,7 +129,7 @@ fn v1_parent(proc: &Proc, mountinfo: &str) -> Result<Option<Location>, String> {
 }
 
 /// Where the group with this path in the v1 cpuset hierarchy can be found.
-fn locate_v1(mountinfo: &str, path: &Path) -> Option<Location> {
+pub(crate) fn locate_v1(mountinfo: &str, path: &Path) -> Option<Location> {
     let mounts = mountinfo.lines().filter_map(parse_cpuset_mount);
     let mut found = mounts.filter_map(|(root, mount)| {
         let relative = path.strip_prefix(root).ok()?.to_owned();
