@@ -56,7 +56,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = pin::request::parse_cores)]
     pub cores: Option<usize>,
     /// With --cores: use every thread of each core
-    #[arg(long, requires = "cores")]
+    #[arg(long, requires = "cores", conflicts_with = "cpus")]
     pub smt: bool,
     /// Keep everybody else off the job's processors, the kernel's load balancing too (root)
     #[arg(long)]
@@ -310,6 +310,7 @@ mod tests {
             "--cpus 0-x true",
             "--cpus= true",
             "--cpus 0 --cores 1 true",
+            "--cpus 0 --smt true",
             "--smt true",
             "--isolated true",
             "--mems node true",
