@@ -44,8 +44,8 @@ pub struct Ask<'a> {
 pub enum Woken {
     /// The machine is ours.
     Held,
-    /// `--nonblock`, and it would have had to wait.
-    Busy,
+    /// `--nonblock`, and it would have had to wait for these.
+    Busy(Ahead),
     /// The descriptor to watch became readable.
     Interrupted,
     /// The deadline passed.
@@ -180,11 +180,13 @@ impl Place {
                     None => Waiting::TryLock,
                 },
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
-                Waiting::Sleep(_) if nonblock => return Ok(Woken::Busy),
+                Waiting::Sleep(target) if nonblock => {
+                    return Ok(Woken::Busy(self.ahead_of(target).unwrap_or_default()));
+                }
                 Waiting::Sleep(target) => {
                     if told != Some(target) {
                         told = Some(target);
-                        on_wait(self.ahead_of(Some(target))?, self);
+                        on_wait(self.ahead_of(target)?, self);
                     }
                     if target == Target::Orphans {
                         return Ok(Woken::Orphans(self.orphans_with_cores()));
@@ -293,17 +295,9 @@ impl Place {
         Ok(Woken::Held)
     }
 
-    /// Who is ahead of us now.
-    ///
-    /// # Errors
-    /// The queue directory could not be read.
-    pub fn ahead(&self) -> Result<Ahead, LockError> {
-        self.ahead_of(None)
-    }
-
-    /// The same for whoever sleeps on `target`.
-    fn ahead_of(&self, target: Option<Target>) -> Result<Ahead, LockError> {
-        if matches!(target, Some(Target::Turn(_) | Target::Cores | Target::Orphans)) {
+    /// Who is ahead of us now, who would sleep on `target`.
+    fn ahead_of(&self, target: Target) -> Result<Ahead, LockError> {
+        if matches!(target, Target::Turn(_) | Target::Cores | Target::Orphans) {
             return Ok(self.ahead_for_cores());
         }
         let me = self.ticket.entry;
@@ -338,7 +332,9 @@ impl Place {
         let seen = entries.iter().take(LOOKED_AT).filter_map(|&entry| self.queue.see(entry));
         let others: Vec<Other> = seen.filter_map(|seen| Other::seen(&seen)).collect();
         let supervisors = others.iter().map(|other| other.record.joined.pid).collect();
-        let holders = others.into_iter().filter(|other| other.record.cores.is_some()).collect();
+        // Who has cores may wait for an exclusive job still.
+        let runs = |record: &Record| record.cores.is_some() && record.granted_usec.is_some();
+        let holders = others.into_iter().filter(|other| runs(&other.record)).collect();
         let exact = entries.len() <= LOOKED_AT;
         Ahead { jobs: entries.len(), exact, holders, supervisors, taken: Some(cores::taken(&self.claims)) }
     }

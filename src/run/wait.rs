@@ -83,8 +83,7 @@ impl Run {
                     }
                     return Ok(Ok(place.hold()));
                 }
-                Ok(Woken::Busy) => {
-                    let ahead = place.ahead().unwrap_or_default();
+                Ok(Woken::Busy(ahead)) => {
                     let who = self.in_the_way(&ahead, &place, here);
                     let what = awaited(plan, &ahead);
                     place.leave();
@@ -266,9 +265,14 @@ pub(super) fn fatal(signals: &Signals) -> Option<i32> {
     }
 }
 
-/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
+/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait; nobody without one
+/// has cores.
 fn outsiders(ahead: &Ahead, place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
     let own = std::process::id().cast_signed();
     let ours: Vec<i32> = ahead.supervisors.iter().copied().chain([own]).collect();
-    move || lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default()
+    let for_cores = ahead.taken.is_some();
+    move || match for_cores {
+        true => Vec::new(),
+        false => lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default(),
+    }
 }
