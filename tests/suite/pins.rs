@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::harness::{ALICE, Cmd, Running, V1Group, World, kill_pair, me, state_of, wait_until};
+use crate::harness::{ALICE, Cmd, Running, V1Group, World, kill_pair, me, pid_in, signal, state_of, wait_until};
 use crate::needs;
 use crate::report::report;
 use crate::resources::json_of;
@@ -565,10 +565,33 @@ fn a_killed_supervisor_s_guard_and_a_killed_guard_s_supervisor_remove_the_cpuset
         room.wait_clean();
         let job = room.holder(&format!("perflock -q --pin {pin} --cores 1"));
         let guard = room.guard_of("1.x");
-        crate::harness::signal(guard, libc::SIGKILL);
+        signal(guard, libc::SIGKILL);
         job.wait_stderr("warning: the guard was killed; another took its place");
         assert_eq!(state_of(guard), '?');
         end(job);
         room.assert_clean();
     }
+}
+
+#[test]
+fn what_left_the_group_of_its_job_keeps_the_cpuset_and_that_is_told() {
+    needs!(Root, V2, OwnGroup, TwoCores, V1("cpuset"));
+    let room = Room::new();
+    let elsewhere = room.group().join("elsewhere.service");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let script = "sleep 600 >/dev/null 2>&1 & echo $! > pid; echo $! > \"$0/cgroup.procs\"";
+    let done = room.cmd("pls --pin hard --cpus 1 sh -c").arg(script).arg(&elsewhere).run().exits(0);
+    let left = pid_in(&room.path("pid"));
+    let cpusets: Vec<_> = room.cpuset().children();
+    assert_eq!(cpusets.len(), 1);
+    let said = format!(
+        "pls: warning: cannot remove the cpuset {}: Device or resource busy; if a process that left the job's group is in it, it \
+         has to be removed by hand (rmdir) when that ends\n",
+        cpusets[0].display()
+    );
+    assert_eq!(done.stderr, said);
+    signal(left, libc::SIGKILL);
+    wait_until("it is dead", || std::fs::remove_dir(&elsewhere).is_ok());
+    wait_until("its cpuset can be removed", || std::fs::remove_dir(&cpusets[0]).is_ok());
+    room.assert_clean();
 }
