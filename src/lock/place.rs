@@ -180,11 +180,12 @@ impl Place {
                     None => Waiting::TryLock,
                 },
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
-                Waiting::Sleep(target) if nonblock => {
+                // What is left of the dead may be nothing at all, or be ended at once.
+                Waiting::Sleep(target) if nonblock && target != Target::Orphans => {
                     return Ok(Woken::Busy(self.ahead_of(target).unwrap_or_default()));
                 }
                 Waiting::Sleep(target) => {
-                    if told != Some(target) {
+                    if told != Some(target) && !nonblock {
                         told = Some(target);
                         on_wait(self.ahead_of(target)?, self);
                     }

@@ -1,6 +1,7 @@
 //! Waiting: from joining the queue to holding the machine, with nothing left of the dead, or to the signal or deadline that ends
 //! the wait.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use super::{Error, Here, Prepared, Run};
@@ -59,7 +60,13 @@ impl Run {
         // An exclusive job has every core.
         let plan = plan.filter(|_| joined.cores.is_some());
         let pick = |taken: &CpuList, used: &CpuList| plan.and_then(|plan| plan.pick(taken, used));
-        let ask = plan.map(|_| Ask { pick: &pick, spent: &spent });
+        // Of which it was told already that nobody here can see whether anything is left of them. They do not keep the machine
+        // from others, nor cores.
+        let unknown = RefCell::new(Vec::new());
+        let counts_not = |seen: &Seen, record: &Record| {
+            unknown.borrow().contains(&seen.file_identity()) || !orphan::is_hidden(seen, record) && spent(seen, record)
+        };
+        let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not });
         let mut told = false;
         let mut cancelled = None;
         loop {
@@ -94,7 +101,9 @@ impl Run {
                     place.leave();
                     return Ok(Err(self.gave_up(started)));
                 }
-                Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}) {
+                Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}, &|seen| {
+                    unknown.borrow_mut().push(seen.file_identity());
+                }) {
                     Ok(None) => continue,
                     Ok(Some(Unstarted::GaveUp)) => self.gave_up(started),
                     Ok(Some(Unstarted::Signalled(signal))) => {
@@ -154,14 +163,16 @@ impl Run {
         signals: &Signals,
         limits: Limits<'_>,
     ) -> Result<Option<Unstarted>, Error> {
-        let ended = self.end_these(hold.dead()?, here, signals, limits, &|seen| hold.forget(seen, limits))?;
+        let forget = |seen: &Seen| hold.forget(seen, limits);
+        let ended = self.end_these(hold.dead()?, here, signals, limits, &forget, &|_| {})?;
         if ended.is_none() {
             Step::OrphansEnded.reached();
         }
         Ok(ended)
     }
 
-    /// Deals with these orphans; `forget` is told of those that are gone. What ended the wait for one, if anything did.
+    /// Deals with these orphans; `forget` is told of those that are gone, `pass_over` of those of which that cannot be told.
+    /// What ended the wait for one, if anything did.
     fn end_these(
         &self,
         orphans: Vec<(Seen, Record)>,
@@ -169,6 +180,7 @@ impl Run {
         signals: &Signals,
         limits: Limits<'_>,
         forget: &dyn Fn(&Seen),
+        pass_over: &dyn Fn(&Seen),
     ) -> Result<Option<Unstarted>, Error> {
         for (seen, record) in orphans {
             self.account.finds_orphan(&seen, &record, &here.boot, &here.mountinfo);
@@ -176,7 +188,8 @@ impl Run {
                 match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
                 {
                     orphan::End::Gone if record.group.is_some() => forget(&seen),
-                    orphan::End::Gone | orphan::End::Unknown => {}
+                    orphan::End::Gone => {}
+                    orphan::End::Unknown => pass_over(&seen),
                     orphan::End::Interrupted => {
                         if let Some(signal) = fatal(signals) {
                             return Ok(Some(Unstarted::Signalled(signal)));
