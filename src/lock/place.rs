@@ -30,6 +30,12 @@ pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
 /// How long even `--nonblock` and `--wait` let others have the directory locked, who have it for a moment only.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long whoever waits for cores sleeps at most, where not everybody can be watched who has some.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Of how many jobs with cores the end is watched: each takes a thread and three descriptors, of which a process has 1024.
+const WATCHED: usize = 256;
+
 /// What a shared job that asks for cores of its own brings along.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
@@ -240,15 +246,22 @@ impl Place {
                 None => Ok(Slept::Done),
             },
             Target::Cores => {
-                let have = self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
+                let have = || self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
                 let seen: Vec<Option<Seen>> =
-                    have.map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
+                    have().take(WATCHED).map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
                 let calls: Vec<Call<'_>> = seen.iter().flatten().map(|seen| Call::WriterGone(seen.as_fd())).collect();
                 if calls.len() < seen.len() {
                     // One of them has gone already.
                     return Ok(Slept::Done);
                 }
-                wait::sleep_on_any(&calls, interrupt, deadline).map_err(LockError::Wait)
+                // Nobody tells when what is left of the dead ends, and of all who have cores they may be the first.
+                let left = self.claims.iter().any(|(_, claim)| matches!(claim, Claim::Left(..)));
+                let soon = (left || have().nth(WATCHED).is_some()).then(|| Instant::now() + LOOK_AGAIN);
+                let slept = wait::sleep_on_any(&calls, interrupt, soon.into_iter().chain(deadline).min());
+                match slept.map_err(LockError::Wait)? {
+                    Slept::TimedOut if !is_late(limits) => Ok(Slept::Done),
+                    slept => Ok(slept),
+                }
             }
             // Whoever knows job groups deals with them.
             Target::Orphans => Ok(Slept::Done),
