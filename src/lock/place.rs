@@ -30,6 +30,12 @@ pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
 /// How long even `--nonblock` and `--wait` let others have the directory locked, who have it for a moment only.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long whoever waits for cores sleeps at most, where not everybody can be watched who has some.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Of how many jobs with cores the end is watched: each takes a thread and three descriptors, of which a process has 1024.
+const WATCHED: usize = 256;
+
 /// What a shared job that asks for cores of its own brings along.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
@@ -44,8 +50,8 @@ pub struct Ask<'a> {
 pub enum Woken {
     /// The machine is ours.
     Held,
-    /// `--nonblock`, and it would have had to wait.
-    Busy,
+    /// `--nonblock`, and it would have had to wait for these.
+    Busy(Ahead),
     /// The descriptor to watch became readable.
     Interrupted,
     /// The deadline passed.
@@ -180,11 +186,14 @@ impl Place {
                     None => Waiting::TryLock,
                 },
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
-                Waiting::Sleep(_) if nonblock => return Ok(Woken::Busy),
+                // What is left of the dead may be nothing at all, or be ended at once.
+                Waiting::Sleep(target) if nonblock && target != Target::Orphans => {
+                    return Ok(Woken::Busy(self.ahead_of(target).unwrap_or_default()));
+                }
                 Waiting::Sleep(target) => {
-                    if told != Some(target) {
+                    if told != Some(target) && !nonblock {
                         told = Some(target);
-                        on_wait(self.ahead_of(Some(target))?, self);
+                        on_wait(self.ahead_of(target)?, self);
                     }
                     if target == Target::Orphans {
                         return Ok(Woken::Orphans(self.orphans_with_cores()));
@@ -237,15 +246,22 @@ impl Place {
                 None => Ok(Slept::Done),
             },
             Target::Cores => {
-                let have = self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
+                let have = || self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
                 let seen: Vec<Option<Seen>> =
-                    have.map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
+                    have().take(WATCHED).map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
                 let calls: Vec<Call<'_>> = seen.iter().flatten().map(|seen| Call::WriterGone(seen.as_fd())).collect();
                 if calls.len() < seen.len() {
                     // One of them has gone already.
                     return Ok(Slept::Done);
                 }
-                wait::sleep_on_any(&calls, interrupt, deadline).map_err(LockError::Wait)
+                // Nobody tells when what is left of the dead ends, and of all who have cores they may be the first.
+                let left = self.claims.iter().any(|(_, claim)| matches!(claim, Claim::Left(..)));
+                let soon = (left || have().nth(WATCHED).is_some()).then(|| Instant::now() + LOOK_AGAIN);
+                let slept = wait::sleep_on_any(&calls, interrupt, soon.into_iter().chain(deadline).min());
+                match slept.map_err(LockError::Wait)? {
+                    Slept::TimedOut if !is_late(limits) => Ok(Slept::Done),
+                    slept => Ok(slept),
+                }
             }
             // Whoever knows job groups deals with them.
             Target::Orphans => Ok(Slept::Done),
@@ -293,17 +309,9 @@ impl Place {
         Ok(Woken::Held)
     }
 
-    /// Who is ahead of us now.
-    ///
-    /// # Errors
-    /// The queue directory could not be read.
-    pub fn ahead(&self) -> Result<Ahead, LockError> {
-        self.ahead_of(None)
-    }
-
-    /// The same for whoever sleeps on `target`.
-    fn ahead_of(&self, target: Option<Target>) -> Result<Ahead, LockError> {
-        if matches!(target, Some(Target::Turn(_) | Target::Cores | Target::Orphans)) {
+    /// Who is ahead of us now, who would sleep on `target`.
+    fn ahead_of(&self, target: Target) -> Result<Ahead, LockError> {
+        if matches!(target, Target::Turn(_) | Target::Cores | Target::Orphans) {
             return Ok(self.ahead_for_cores());
         }
         let me = self.ticket.entry;
@@ -338,7 +346,9 @@ impl Place {
         let seen = entries.iter().take(LOOKED_AT).filter_map(|&entry| self.queue.see(entry));
         let others: Vec<Other> = seen.filter_map(|seen| Other::seen(&seen)).collect();
         let supervisors = others.iter().map(|other| other.record.joined.pid).collect();
-        let holders = others.into_iter().filter(|other| other.record.cores.is_some()).collect();
+        // Who has cores may wait for an exclusive job still.
+        let runs = |record: &Record| record.cores.is_some() && record.granted_usec.is_some();
+        let holders = others.into_iter().filter(|other| runs(&other.record)).collect();
         let exact = entries.len() <= LOOKED_AT;
         Ahead { jobs: entries.len(), exact, holders, supervisors, taken: Some(cores::taken(&self.claims)) }
     }

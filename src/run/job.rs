@@ -333,9 +333,17 @@ impl Job<'_> {
         guard.iter().for_each(Guard::end);
         Step::GroupRemoved.reached();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
-        let errors = [removed.err().map(|error| error.to_string()), unpinned.err().map(|error| error.to_string())];
-        let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");
-        Ok(Finished { outcome, guard, warnings: errors.into_iter().flatten().map(warning).collect() })
+        let by_hand = "has to be removed by hand (rmdir)";
+        let warnings =
+            removed.err().map(|error| format!("warning: {error}; it is empty, and {by_hand}")).into_iter().chain(
+                // The job's group is empty, but whoever left that is in here still.
+                unpinned.err().map(|error| {
+                    format!(
+                        "warning: {error}; if a process that left the job's group is in it, it {by_hand} when that ends"
+                    )
+                }),
+            );
+        Ok(Finished { outcome, guard, warnings: warnings.collect() })
     }
 
     /// What is to be read of a job that took this long: nothing that nobody is told.

@@ -1,6 +1,7 @@
 //! Waiting: from joining the queue to holding the machine, with nothing left of the dead, or to the signal or deadline that ends
 //! the wait.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use super::{Error, Here, Prepared, Run};
@@ -59,11 +60,13 @@ impl Run {
         // An exclusive job has every core.
         let plan = plan.filter(|_| joined.cores.is_some());
         let pick = |taken: &CpuList, used: &CpuList| plan.and_then(|plan| plan.pick(taken, used));
-        // What cannot be told is waited for by nobody: to count it would be for ever.
-        let over = |seen: &Seen, record: &Record| {
-            spent(seen, record) || orphan::is_unknown(seen, record, here.cgroup_namespace, &here.mountinfo)
+        // Of which it was told already that nobody here can see whether anything is left of them. They do not keep the machine
+        // from others, nor cores.
+        let unknown = RefCell::new(Vec::new());
+        let counts_not = |seen: &Seen, record: &Record| {
+            unknown.borrow().contains(&seen.file_identity()) || !orphan::is_hidden(seen, record) && spent(seen, record)
         };
-        let ask = plan.map(|_| Ask { pick: &pick, spent: &over });
+        let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not });
         let mut told = false;
         let mut cancelled = None;
         loop {
@@ -87,8 +90,7 @@ impl Run {
                     }
                     return Ok(Ok(place.hold()));
                 }
-                Ok(Woken::Busy) => {
-                    let ahead = place.ahead().unwrap_or_default();
+                Ok(Woken::Busy(ahead)) => {
                     let who = self.in_the_way(&ahead, &place, here);
                     let what = awaited(plan, &ahead);
                     place.leave();
@@ -99,7 +101,9 @@ impl Run {
                     place.leave();
                     return Ok(Err(self.gave_up(started)));
                 }
-                Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}) {
+                Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}, &|seen| {
+                    unknown.borrow_mut().push(seen.file_identity());
+                }) {
                     Ok(None) => continue,
                     Ok(Some(Unstarted::GaveUp)) => self.gave_up(started),
                     Ok(Some(Unstarted::Signalled(signal))) => {
@@ -159,14 +163,16 @@ impl Run {
         signals: &Signals,
         limits: Limits<'_>,
     ) -> Result<Option<Unstarted>, Error> {
-        let ended = self.end_these(hold.dead()?, here, signals, limits, &|seen| hold.forget(seen, limits))?;
+        let forget = |seen: &Seen| hold.forget(seen, limits);
+        let ended = self.end_these(hold.dead()?, here, signals, limits, &forget, &|_| {})?;
         if ended.is_none() {
             Step::OrphansEnded.reached();
         }
         Ok(ended)
     }
 
-    /// Deals with these orphans; `forget` is told of those that are gone. What ended the wait for one, if anything did.
+    /// Deals with these orphans; `forget` is told of those that are gone, `pass_over` of those of which that cannot be told.
+    /// What ended the wait for one, if anything did.
     fn end_these(
         &self,
         orphans: Vec<(Seen, Record)>,
@@ -174,6 +180,7 @@ impl Run {
         signals: &Signals,
         limits: Limits<'_>,
         forget: &dyn Fn(&Seen),
+        pass_over: &dyn Fn(&Seen),
     ) -> Result<Option<Unstarted>, Error> {
         for (seen, record) in orphans {
             self.account.finds_orphan(&seen, &record, &here.boot, &here.mountinfo);
@@ -181,7 +188,8 @@ impl Run {
                 match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
                 {
                     orphan::End::Gone if record.group.is_some() => forget(&seen),
-                    orphan::End::Gone | orphan::End::Unknown => {}
+                    orphan::End::Gone => {}
+                    orphan::End::Unknown => pass_over(&seen),
                     orphan::End::Interrupted => {
                         if let Some(signal) = fatal(signals) {
                             return Ok(Some(Unstarted::Signalled(signal)));
@@ -270,9 +278,14 @@ pub(super) fn fatal(signals: &Signals) -> Option<i32> {
     }
 }
 
-/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait.
+/// Who has the lock file by plain flock(2), for a message. Only asked for when no ticket explains the wait; nobody without one
+/// has cores.
 fn outsiders(ahead: &Ahead, place: &Place, proc: &Proc) -> impl Fn() -> Vec<Outsider> {
     let own = std::process::id().cast_signed();
     let ours: Vec<i32> = ahead.supervisors.iter().copied().chain([own]).collect();
-    move || lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default()
+    let for_cores = ahead.taken.is_some();
+    move || match for_cores {
+        true => Vec::new(),
+        false => lock::outsiders::outsiders(proc, place.lock_file(), &ours).unwrap_or_default(),
+    }
 }

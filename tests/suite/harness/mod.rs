@@ -12,11 +12,13 @@ mod manager;
 mod process;
 mod session;
 mod terminal;
+mod v1;
 mod world;
 
 pub(crate) use manager::{Machine, delegate};
 pub(crate) use process::{Cmd, Done, Running};
 pub(crate) use terminal::Terminal;
+pub(crate) use v1::V1Group;
 pub(crate) use world::World;
 
 /// How long any condition may take. Machines are slow at times; a condition that holds is never waited for longer.
@@ -58,7 +60,7 @@ pub(crate) const ALICE: u32 = 41_001;
 pub(crate) const BOB: u32 = 41_002;
 
 /// What a test needs of the machine. A need that is not met skips the test and prints why; naming it in
-/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs`) makes that a failure.
+/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores`) makes that a failure.
 #[derive(Clone, Copy)]
 pub(crate) enum Need {
     /// Root, to become other users.
@@ -73,6 +75,10 @@ pub(crate) enum Need {
     Manager,
     /// A kernel that lets root say who logged in.
     LoginUid,
+    /// A v1 hierarchy with this controller, in which groups can be made.
+    V1(&'static str),
+    /// Processors 0 and 1 are for this process, and each is a core.
+    TwoCores,
     /// A program in PATH.
     Program(&'static str),
 }
@@ -91,6 +97,11 @@ impl Need {
                     Command::new("sh").args(["-c", "echo 0 > /proc/self/loginuid"]).stderr(Stdio::null()).status();
                 (!written.is_ok_and(|status| status.success()))
                     .then(|| ("root", "cannot set a login's user".to_owned()))
+            }
+            Self::V1(controller) => v1::own(controller).err().map(|why| ("v1", why)),
+            Self::TwoCores => {
+                let whole = (0..2).all(|cpu| is_a_core(cpu) && is_allowed(cpu));
+                (!whole).then(|| ("cores", "cpus 0 and 1 are not two cores that this process may use".to_owned()))
             }
             Self::Speed if is_slow() => Some(("speed", "this machine is slow (PERFLOCK_TEST_PATIENCE)".to_owned())),
             Self::Root | Self::Speed => None,
@@ -137,6 +148,25 @@ pub(crate) fn me() -> String {
 fn installed(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(name).exists())
+}
+
+/// Whether a processor is online and alone on its core.
+fn is_a_core(cpu: usize) -> bool {
+    let topology = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/topology"));
+    let read = |name: &str| fs::read_to_string(topology.join(name)).ok();
+    // The second is its name before Linux 5.4.
+    let siblings = read("core_cpus_list").or_else(|| read("thread_siblings_list"));
+    siblings.is_some_and(|list| list.trim() == cpu.to_string())
+}
+
+/// Whether this process may run on a processor.
+fn is_allowed(cpu: usize) -> bool {
+    // SAFETY: a zeroed set is a set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes as many bytes as it is told there are.
+    let got = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    // SAFETY: the number is small.
+    got == 0 && unsafe { libc::CPU_ISSET(cpu, &set) }
 }
 
 /// The directory of our own cgroup in the v2 hierarchy, if groups can be made in it.

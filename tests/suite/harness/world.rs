@@ -165,7 +165,8 @@ impl World {
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("PERFLOCK_CONFIG")
             .env_remove("PERFLOCK_JOB")
-            .env_remove("PERFLOCK_MODE");
+            .env_remove("PERFLOCK_MODE")
+            .env_remove("PERFLOCK_CPUS");
         // SAFETY: only system calls on values that exist already.
         unsafe { command.pre_exec(as_from_a_terminal) };
         let cmd =

@@ -1,0 +1,1 @@
+//! What other users' tickets say of cores and cpusets.

@@ -1,0 +1,1 @@
+//! Cores of their own for shared jobs.
