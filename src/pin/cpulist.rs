@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// No kernel is built for more processors (`NR_CPUS` on x86), or more memory nodes.
 pub const MOST: u32 = 8192;
 
+/// No list of every other processor, four digits and a comma each, is longer.
+const LONGEST: usize = MOST as usize / 2 * 5;
+
 /// Bits of one word.
 const BITS: u32 = u64::BITS;
 
@@ -63,7 +66,14 @@ impl CpuList {
         if last >= MOST {
             return Err(NotAList::TooHigh(last));
         }
-        (first..=last).for_each(|number| self.insert(number));
+        // By words: a text may name the whole range thousands of times.
+        let (low, high) = ((first / BITS) as usize, (last / BITS) as usize);
+        self.0.resize(self.0.len().max(high + 1), 0);
+        for index in low..=high {
+            let from = if index == low { u64::MAX << (first % BITS) } else { u64::MAX };
+            let to = if index == high { u64::MAX >> (BITS - 1 - last % BITS) } else { u64::MAX };
+            self.0[index] |= from & to;
+        }
         Ok(())
     }
 
@@ -209,7 +219,11 @@ impl Serialize for CpuList {
 
 impl<'de> Deserialize<'de> for CpuList {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+        let text = String::deserialize(from)?;
+        if text.len() > LONGEST {
+            return Err(serde::de::Error::custom("the list is longer than any machine's"));
+        }
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -258,6 +272,14 @@ mod tests {
             prop_assert_eq!(&set.to_string().parse::<CpuList>().unwrap(), &set);
             let bits = |bytes: Vec<u8>| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
             prop_assert_eq!(bits(set.mask_bytes()) as usize, set.len());
+        }
+
+        #[test]
+        fn a_range_has_every_number_in_it_and_no_other(first in 0..MOST, length in 0..300_u32, other in 0..MOST) {
+            let last = (first + length).min(MOST - 1);
+            let range = format!("{other},{first}-{last}").parse::<CpuList>().unwrap();
+            let numbers: CpuList = (first..=last).chain([other]).collect();
+            prop_assert_eq!(range, numbers);
         }
 
         #[test]
