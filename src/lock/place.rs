@@ -1,12 +1,14 @@
 //! A place in the queue, from joining to holding the machine to giving it back.
 
+mod asking;
+
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::cores::{self, Claim, Cores};
+use super::cores::Claim;
 use super::decide::{Decision, Entry, Life, Target, decide};
 use super::file::LockFile;
 use super::ofd::whole_file;
@@ -24,26 +26,13 @@ use crate::step::Step;
 /// How many tickets ahead are looked at to tell the user who is in the way. Beyond, they are only counted.
 const LOOKED_AT: usize = 64;
 
+pub use asking::Ask;
+
 /// Asks whether a dead ticket names nothing any more; see [`Queue`].
 pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
 
 /// How long even `--nonblock` and `--wait` let others have the directory locked, who have it for a moment only.
 pub const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long whoever waits for cores sleeps at most, where not everybody can be watched who has some.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// Of how many jobs with cores the end is watched: each takes a thread and three descriptors, of which a process has 1024.
-const WATCHED: usize = 256;
-
-/// What a shared job that asks for cores of its own brings along.
-#[derive(Clone, Copy)]
-pub struct Ask<'a> {
-    /// Chooses its cores: none of the first, which are somebody's alone, and if possible none of the second.
-    pub pick: &'a dyn Fn(&CpuList, &CpuList) -> Option<Lease>,
-    /// Whether nothing is left of a dead job that could be waited for: see [`Spent`].
-    pub spent: &'a dyn Fn(&Seen, &Record) -> bool,
-}
 
 /// How waiting for the machine ended.
 #[derive(Debug)]
@@ -56,6 +45,8 @@ pub enum Woken {
     Interrupted,
     /// The deadline passed.
     TimedOut,
+    /// Somebody has had the queue directory locked for longer than the asker was patient.
+    QueueLocked,
     /// These have no supervisor and no guard, and cores that are needed: to be ended, or to be waited for.
     Orphans(Vec<(Seen, Record)>),
 }
@@ -94,6 +85,8 @@ pub struct Ahead {
     pub supervisors: Vec<i32>,
     /// Where cores are waited for: every processor that is somebody's alone.
     pub taken: Option<CpuList>,
+    /// Somebody who asked for cores before us has none yet: ours may be free.
+    pub is_turn: bool,
 }
 
 /// A job in the queue.
@@ -154,6 +147,11 @@ impl Place {
         &self.ticket
     }
 
+    /// The queue that it is in.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
     /// The lock file that is waited for.
     pub fn lock_file(&self) -> &LockFile {
         &self.file
@@ -180,9 +178,8 @@ impl Place {
                     next.looked(self.decide()?, lacks_cores)
                 }
                 Waiting::AskForCores => match ask.map(|ask| self.ask_for_cores(ask, limits)).transpose()? {
-                    Some(Some(cores)) => Waiting::asked(&cores),
-                    Some(None) if is_late(limits) => return Ok(Woken::TimedOut),
-                    Some(None) => return Ok(Woken::Interrupted),
+                    Some(Ok(cores)) => Waiting::asked(&cores),
+                    Some(Err(woken)) => return Ok(woken),
                     None => Waiting::TryLock,
                 },
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
@@ -245,52 +242,10 @@ impl Place {
                 Some(seen) => sleep(Call::AskerServed(seen.as_fd())),
                 None => Ok(Slept::Done),
             },
-            Target::Cores => {
-                let have = || self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
-                let seen: Vec<Option<Seen>> =
-                    have().take(WATCHED).map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
-                let calls: Vec<Call<'_>> = seen.iter().flatten().map(|seen| Call::WriterGone(seen.as_fd())).collect();
-                if calls.len() < seen.len() {
-                    // One of them has gone already.
-                    return Ok(Slept::Done);
-                }
-                // Nobody tells when what is left of the dead ends, and of all who have cores they may be the first.
-                let left = self.claims.iter().any(|(_, claim)| matches!(claim, Claim::Left(..)));
-                let soon = (left || have().nth(WATCHED).is_some()).then(|| Instant::now() + LOOK_AGAIN);
-                let slept = wait::sleep_on_any(&calls, interrupt, soon.into_iter().chain(deadline).min());
-                match slept.map_err(LockError::Wait)? {
-                    Slept::TimedOut if !is_late(limits) => Ok(Slept::Done),
-                    slept => Ok(slept),
-                }
-            }
+            Target::Cores => self.sleep_until_cores_are_free(limits),
             // Whoever knows job groups deals with them.
             Target::Orphans => Ok(Slept::Done),
         }
-    }
-
-    /// Asks for cores, under the directory's lock: nobody else is given any meanwhile, and no stopped waiter comes back. `None`
-    /// if `limits` ended the wait for that.
-    fn ask_for_cores(&mut self, ask: Ask<'_>, limits: Limits<'_>) -> Result<Option<Cores<Lease>>, LockError> {
-        let patient = limits.deadline.map(|at| at.max(Instant::now() + PATIENCE));
-        let Some(_lock) = self.queue.lock_directory(limits.interrupt, patient)? else { return Ok(None) };
-        self.claims = claims(&self.queue, self.ticket.entry, ask.spent)?;
-        let cores = cores::cores(self.ticket.entry, &self.claims, ask.pick);
-        if let Cores::Take(lease) = &cores {
-            self.ticket.record(&Change::Cores { cpus: lease.reserved.clone() })?;
-            self.ticket.served();
-            self.lease = Some(lease.clone());
-        }
-        Ok(Some(cores))
-    }
-
-    /// Those that have cores, and neither supervisor nor guard: ours, which can be ended, or else the first.
-    fn orphans_with_cores(&self) -> Vec<(Seen, Record)> {
-        let left = |ours| {
-            let left = self.claims.iter().filter(move |(_, claim)| matches!(claim, Claim::Left(_, is) if *is == ours));
-            left.filter_map(|&(entry, _)| self.queue.see(entry)).filter_map(|seen| seen.record().map(|it| (seen, it)))
-        };
-        let ours: Vec<_> = left(true).collect();
-        if ours.is_empty() { left(false).take(1).collect() } else { ours }
     }
 
     /// We have the lock file: check that it still excludes others, and say so in the ticket.
@@ -312,7 +267,7 @@ impl Place {
     /// Who is ahead of us now, who would sleep on `target`.
     fn ahead_of(&self, target: Target) -> Result<Ahead, LockError> {
         if matches!(target, Target::Turn(_) | Target::Cores | Target::Orphans) {
-            return Ok(self.ahead_for_cores());
+            return self.ahead_for_cores();
         }
         let me = self.ticket.entry;
         let queue = who_may_have_started(&self.queue, &self.before, self.was_stopped)?;
@@ -331,26 +286,7 @@ impl Place {
                 holders.push(other);
             }
         }
-        Ok(Ahead { jobs, exact, holders, supervisors, taken: None })
-    }
-
-    /// Who has cores, or asked for some before us, as of when we asked.
-    fn ahead_for_cores(&self) -> Ahead {
-        let me = self.ticket.entry;
-        let in_the_way = self.claims.iter().filter(|(entry, claim)| match claim {
-            Claim::Asks => entry.number < me.number,
-            Claim::Has(_) | Claim::Left(..) => true,
-            Claim::Uses(_) => false,
-        });
-        let entries: Vec<Entry> = in_the_way.map(|&(entry, _)| entry).collect();
-        let seen = entries.iter().take(LOOKED_AT).filter_map(|&entry| self.queue.see(entry));
-        let others: Vec<Other> = seen.filter_map(|seen| Other::seen(&seen)).collect();
-        let supervisors = others.iter().map(|other| other.record.joined.pid).collect();
-        // Who has cores may wait for an exclusive job still.
-        let runs = |record: &Record| record.cores.is_some() && record.granted_usec.is_some();
-        let holders = others.into_iter().filter(|other| runs(&other.record)).collect();
-        let exact = entries.len() <= LOOKED_AT;
-        Ahead { jobs: entries.len(), exact, holders, supervisors, taken: Some(cores::taken(&self.claims)) }
+        Ok(Ahead { jobs, exact, holders, supervisors, ..Ahead::default() })
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
@@ -373,8 +309,7 @@ impl Place {
             let Some(_lock) = self.queue.lock_directory(limits.interrupt, limits.deadline)? else {
                 return Ok(false);
             };
-            let relock = || fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))).is_ok();
-            if self.ticket.still_named() && !self.overtaken()? && relock() {
+            if self.ticket.still_named() && !self.overtaken()? && self.ticket.relock() {
                 // Any line after `stopped` says that the waiter goes on.
                 let resumed = Change::Resumed;
                 self.is_stopped = false;
@@ -422,31 +357,6 @@ impl Place {
         let Self { file, queue, ticket, before, was_stopped, lease, .. } = self;
         Hold { file, queue, ticket, before, was_stopped, lease }
     }
-}
-
-fn is_late(limits: Limits<'_>) -> bool {
-    limits.deadline.is_some_and(|at| at <= Instant::now())
-}
-
-/// What every other shared job has and wants of cores. A dead one's count as long as something is left of it, but not those of
-/// a stopped waiter.
-fn claims(queue: &Queue, me: Entry, spent: &dyn Fn(&Seen, &Record) -> bool) -> Result<Vec<(Entry, Claim)>, LockError> {
-    let mut claims = Vec::new();
-    for entry in queue.entries()?.into_iter().filter(|entry| *entry != me && entry.mode == Mode::Shared) {
-        let Some(seen) = queue.try_see(entry)? else { continue };
-        let live = seen.is_live();
-        // One that cannot be read cannot be known to ask for any, and lets everybody pass who asks for none.
-        let Some(record) = seen.record() else { continue };
-        let claim = match (&record.cores, &record.pinned) {
-            (Some(cpus), _) if live => Claim::Has(cpus.clone()),
-            (Some(cpus), _) if !record.stopped && !spent(&seen, &record) => Claim::Left(cpus.clone(), seen.is_ours()),
-            (None, _) if live && record.joined.cores.is_some() && seen.holds_asking() => Claim::Asks,
-            (None, Some(pinned)) if live => Claim::Uses(pinned.cpus.clone()),
-            _ => continue,
-        };
-        claims.push((entry, claim));
-    }
-    Ok(claims)
 }
 
 /// Those before us, and everybody where we were stopped: then those that have the machine may have come later.

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{AtFlags, Mode as FileMode, OFlags};
@@ -31,6 +31,9 @@ use crate::procfs::{Proc, Stat};
 
 /// The highest number a ticket may have. A file with a higher one is not a ticket.
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
+
+/// How long others may look at a ticket that is to be locked again: they hold it for microseconds.
+const RELOCKED_WITHIN: Duration = Duration::from_millis(20);
 
 /// The file name of a ticket.
 pub(crate) fn file_name(entry: Entry) -> String {
@@ -76,6 +79,18 @@ impl Ticket {
     /// The filesystem is full or failed.
     pub fn record(&self, change: &Change) -> Result<(), LockError> {
         Ok(append(&self.file, change).map_err(FileError::on("write to the ticket", &self.path))?)
+    }
+
+    /// Locks the ticket again. Whoever slept on it may have it for a moment, to see that it was free.
+    pub(super) fn relock(&self) -> bool {
+        let end = Instant::now() + RELOCKED_WITHIN;
+        loop {
+            match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+                Ok(_) => return true,
+                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_micros(200)),
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Tells who waits for it that this job asks for no cores any more.

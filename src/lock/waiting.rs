@@ -42,7 +42,8 @@ impl Waiting {
     /// After [`Waiting::AskForCores`].
     pub fn asked<T>(cores: &Cores<T>) -> Self {
         match cores {
-            Cores::Take(_) => Self::TryLock,
+            // A waiter that was stopped may have come back while the directory was locked by others.
+            Cores::Take(_) => Self::Look,
             Cores::Wait(target) => Self::Sleep(*target),
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Error, Here, Prepared, Run};
 use crate::exit::Ending;
 use crate::lock::outsiders::Outsider;
-use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Place, Record, Seen, Woken};
+use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Place, Queue, Record, Seen, Woken};
 use crate::orphan;
 use crate::pin::{CpuList, Plan};
 use crate::poll::Limits;
@@ -45,15 +45,13 @@ impl Run {
             };
             if patience.is_some_and(|at| at <= Instant::now()) {
                 patience = None;
-                let holder = lock::outsiders::holder(&here.proc, &lock.queue);
-                let who =
-                    holder.map(|holder| report::in_the_way(&Ahead::default(), &|_| None, &|| vec![holder.clone()]));
-                let queue = lock.queue.path().display();
-                self.say.note_now(&format!("waiting for the queue: {queue} is locked{}", who.unwrap_or_default()));
+                self.queue_is_locked(&lock.queue, here);
             }
             match fatal(signals) {
                 Some(signal) => return Ok(Err(Ending::Signal(signal))),
-                None if last.is_some_and(|at| at <= Instant::now()) => return Ok(Err(self.gave_up(started))),
+                None if last.is_some_and(|at| at <= Instant::now()) => {
+                    return Ok(Err(self.gave_up(started, "the lock")));
+                }
                 None => {}
             }
         };
@@ -66,7 +64,8 @@ impl Run {
         let counts_not = |seen: &Seen, record: &Record| {
             unknown.borrow().contains(&seen.file_identity()) || !orphan::is_hidden(seen, record) && spent(seen, record)
         };
-        let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not });
+        let mut patience = Some(PATIENCE);
+        let mut awaiting = "the lock".to_owned();
         let mut told = false;
         let mut cancelled = None;
         loop {
@@ -78,9 +77,11 @@ impl Run {
                 orphan::wake_guards(&ahead, &here.proc, &here.boot, here.pid_namespace);
                 let who = self.in_the_way(&ahead, place, here);
                 let what = awaited(plan, &ahead);
+                awaiting = if ahead.taken.is_some() { what.clone() } else { "the lock".to_owned() };
                 // Our ticket is live: a reader who does not read must not hold up the queue.
                 self.say.note_now(&format!("waiting for {what}{who}"));
             };
+            let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not, patience });
             let woken = place.wait(self.settings.nonblock, ask, limits, on_wait);
             let ending = match woken {
                 Ok(Woken::Held) => {
@@ -97,15 +98,17 @@ impl Run {
                     self.say.note(&format!("not waiting for {what}{who}"));
                     return Ok(Err(Ending::Code(self.settings.conflict_exit_code)));
                 }
-                Ok(Woken::TimedOut) => {
-                    place.leave();
-                    return Ok(Err(self.gave_up(started)));
+                Ok(Woken::QueueLocked) => {
+                    patience = None;
+                    self.queue_is_locked(place.queue(), here);
+                    continue;
                 }
+                Ok(Woken::TimedOut) => self.gave_up(started, &awaiting),
                 Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}, &|seen| {
                     unknown.borrow_mut().push(seen.file_identity());
                 }) {
                     Ok(None) => continue,
-                    Ok(Some(Unstarted::GaveUp)) => self.gave_up(started),
+                    Ok(Some(Unstarted::GaveUp)) => self.gave_up(started, &awaiting),
                     Ok(Some(Unstarted::Signalled(signal))) => {
                         self.waiter_dies(signal, place.ticket().cancelled_by().or(cancelled))
                     }
@@ -128,7 +131,7 @@ impl Run {
                             Ok(true) => continue,
                             Ok(false) => match fatal(signals) {
                                 Some(signal) => self.waiter_dies(signal, cancelled),
-                                None => self.gave_up(started),
+                                None => self.gave_up(started, &awaiting),
                             },
                             Err(error) => {
                                 place.leave();
@@ -145,6 +148,14 @@ impl Run {
             place.leave();
             return Ok(Err(ending));
         }
+    }
+
+    /// Somebody has had the queue directory locked for long: says who.
+    fn queue_is_locked(&self, queue: &Queue, here: &Here) {
+        let holder = lock::outsiders::holder(&here.proc, queue);
+        let who = holder.map(|holder| report::in_the_way(&Ahead::default(), &|_| None, &|| vec![holder.clone()]));
+        let (queue, who) = (queue.path().display(), who.unwrap_or_default());
+        self.say.note_now(&format!("waiting for the queue: {queue} is locked{who}"));
     }
 
     fn waiter_dies(&self, signal: i32, cancelled_by: Option<u32>) -> Ending {
@@ -221,12 +232,12 @@ impl Run {
         report::in_the_way(ahead, &|record| here.login_uid(record), &outsiders)
     }
 
-    pub(super) fn gave_up(&self, started: Instant) -> Ending {
+    pub(super) fn gave_up(&self, started: Instant, what: &str) -> Ending {
         if self.settings.nonblock {
             self.say
                 .note("not waiting for lock: somebody has the queue locked, or what is left of a job is in the way");
         } else {
-            self.say.note(&format!("gave up after waiting {} for the lock", text::duration(started.elapsed())));
+            self.say.note(&format!("gave up after waiting {} for {what}", text::duration(started.elapsed())));
         }
         Ending::Code(self.settings.conflict_exit_code)
     }
@@ -242,6 +253,7 @@ impl Run {
 fn awaited(plan: Option<&Plan>, ahead: &Ahead) -> String {
     let cores = plan.zip(ahead.taken.as_ref()).and_then(|(plan, taken)| Some((plan.cores()?, plan.cores_free(taken)?)));
     match cores {
+        Some((asked, _)) if ahead.is_turn => format!("{} (others asked before)", text::count(asked, "core")),
         Some((asked, (free, all))) => format!("{} ({free} of {all} free)", text::count(asked, "core")),
         None => "lock".to_owned(),
     }
