@@ -197,7 +197,22 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.group.is_some() && !args.setup {
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
     }
-    if args.isolated && args.cpus.is_none() && args.cores.is_none() {
+    let placed = args.cpus.is_some() || args.cores.is_some();
+    if args.pin.is_some() && !placed && args.mems.is_none() {
+        return Err(Aside::Usage(
+            "--pin says how strong --cpus, --cores or --mems are, and goes with one of them".to_owned(),
+        ));
+    }
+    if args.isolated && args.pin == Some(pin::Choice::Soft) {
+        return Err(Aside::Usage("--isolated needs a cpuset, and --pin soft has none".to_owned()));
+    }
+    let shared = args.shared || mode == Mode::Shared && !args.exclusive;
+    if args.isolated && shared && args.cores.is_none() && placed {
+        return Err(Aside::Usage(
+            "a shared job isolates cores that nobody else has: ask for them by --cores N, or use perflock".to_owned(),
+        ));
+    }
+    if args.isolated && !placed {
         return Err(Aside::Usage("--isolated needs processors to isolate: --cpus LIST or --cores N".to_owned()));
     }
     if args.command.is_empty() && !args.setup && args.cancel.is_none() {
@@ -315,6 +330,9 @@ mod tests {
             "--isolated true",
             "--mems node true",
             "--pin firm true",
+            "--pin hard true",
+            "--isolated --cpus 0 --pin soft true",
+            "-s --isolated --cpus 0 true",
         ] {
             assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
         }

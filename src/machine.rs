@@ -8,6 +8,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::pin::CpuList;
+use crate::pin::cpulist::MOST;
+
 /// What the machine is and how it is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Machine {
@@ -76,6 +79,21 @@ pub fn allowed(root: &Path) -> (Option<String>, Option<String>) {
         line.map(|list| list.trim().to_owned())
     };
     (list("Cpus_allowed_list"), list("Mems_allowed_list"))
+}
+
+/// Where a process of ours could run if it asked to: what its cpuset allows, which may be more than its affinity. `None` if the
+/// kernel does not say. A thread asks, so that nothing of ours is changed.
+pub fn reachable() -> Option<CpuList> {
+    let ask = || {
+        let everywhere = [u64::MAX; MOST as usize / 64];
+        // SAFETY: the kernel reads as many bytes as there are; 0 is this thread, which ends below.
+        unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&everywhere), everywhere.as_ptr()) };
+        let mut words = [0_u64; MOST as usize / 64];
+        // SAFETY: the kernel writes no more bytes than there are.
+        let got = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr()) };
+        (got > 0).then(|| CpuList::from_words(&words))
+    };
+    std::thread::spawn(ask).join().ok()?
 }
 
 /// A field of `/proc/meminfo`: `MemTotal:  1024 kB`, in bytes.

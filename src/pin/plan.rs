@@ -62,6 +62,11 @@ impl Plan {
     /// # Errors
     /// See [`PinError`].
     pub fn new(request: &Request, root: &Path) -> Result<Self, PinError> {
+        Self::on(request, root, &machine::reachable)
+    }
+
+    /// The same; `reachable` tells where a process of ours could run if it asked to.
+    fn on(request: &Request, root: &Path, reachable: &dyn Fn() -> Option<CpuList>) -> Result<Self, PinError> {
         let online = topology::online(root)?;
         let (cpus, mems) = machine::allowed(root);
         let ours = |list: Option<String>| list.and_then(|list| list.parse::<CpuList>().ok());
@@ -78,7 +83,7 @@ impl Plan {
             }
             Some(Processors::List(words)) => {
                 let nodes = topology::nodes(root)?;
-                let cpus = processors(words, root, &nodes, &online, &allowed)?;
+                let cpus = processors(words, root, &nodes, &online, &allowed, reachable)?;
                 (nodes, Planned::These(cpus))
             }
             None => (topology::nodes(root)?, Planned::These(allowed)),
@@ -155,6 +160,7 @@ fn processors(
     nodes: &[Node],
     online: &CpuList,
     allowed: &CpuList,
+    reachable: &dyn Fn() -> Option<CpuList>,
 ) -> Result<CpuList, PinError> {
     let mut all = CpuList::default();
     for word in &words.0 {
@@ -185,13 +191,14 @@ fn processors(
             format!("this machine has no cpus {absent} (online are {online})")
         }));
     }
-    if !all.is_within(allowed) {
-        return Err(PinError::NotThere(format!(
-            "cpus {} are not for this process, which may use {allowed} (taskset, or a cpuset around it)",
-            all.without(allowed)
-        )));
+    // An affinity is a default, as isolcpus= and init's CPUAffinity= make one; a cpuset is a limit.
+    if all.is_within(allowed) || reachable().is_some_and(|reachable| all.is_within(&reachable)) {
+        return Ok(all);
     }
-    Ok(all)
+    Err(PinError::NotThere(format!(
+        "cpus {} are not for this process, which may use {allowed} (a cpuset is around it)",
+        all.without(allowed)
+    )))
 }
 
 /// The memory nodes that were asked for.
@@ -216,4 +223,113 @@ fn memory(words: &Words, with_memory: &CpuList, allowed: &CpuList) -> Result<Cpu
     } else {
         format!("this machine has no memory nodes {missing} (with memory are {with_memory})")
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Two nodes of two cores, two threads each; cpu 7 is offline, node 2 has memory only, and of node 1 none is for us.
+    fn machine(allowed: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("sys/devices/system/cpu/online", "0-6\n");
+        write("sys/devices/system/cpu/present", "0-7\n");
+        for cpu in 0..7 {
+            write(
+                &format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"),
+                &format!("{},{}", cpu % 4, cpu % 4 + 4),
+            );
+        }
+        for (node, cpus) in [(0, "0-1,4-5"), (1, "2-3,6-7"), (2, "")] {
+            write(&format!("sys/devices/system/node/node{node}/cpulist"), cpus);
+        }
+        write("sys/devices/system/node/has_memory", "0-2\n");
+        write("proc/self/status", &format!("Cpus_allowed_list:\t{allowed}\nMems_allowed_list:\t0,2\n"));
+        root
+    }
+
+    fn request(cpus: Option<&str>, cores: Option<usize>, mems: Option<&str>) -> Request {
+        let cores = cores.map(|count| Processors::Cores { count, smt: false });
+        let list = cpus.map(|cpus| Processors::List(Words::parse(cpus).unwrap()));
+        let mems = mems.map(|mems| Words::parse(mems).unwrap());
+        Request { processors: list.or(cores), mems, isolated: false, choice: Choice::Auto }
+    }
+
+    fn plan(allowed: &str, request: &Request) -> Result<Plan, String> {
+        let root = machine(allowed);
+        Plan::on(request, root.path(), &|| Some("0-6".parse().unwrap())).map_err(|error| error.to_string())
+    }
+
+    fn pin(allowed: &str, request: &Request) -> (String, String, Option<String>) {
+        let pin = plan(allowed, request).unwrap().pin(None).unwrap();
+        (pin.cpus.to_string(), pin.memory_nodes.to_string(), pin.reserved.map(|cpus| cpus.to_string()))
+    }
+
+    #[test]
+    fn lists_are_understood_on_the_machine() {
+        let of = |cpus: &str| pin("0-255", &request(Some(cpus), None, None));
+        assert_eq!(of("0-1,4"), ("0-1,4".to_owned(), "0".to_owned(), None));
+        assert_eq!(of("node0").0, "0-1,4-5");
+        assert_eq!(of("all").0, "0-6");
+        // Its own memory is not for us: all that is.
+        assert_eq!(of("node1"), ("2-3,6".to_owned(), "0,2".to_owned(), None));
+        assert_eq!(pin("0-255", &request(None, None, Some("2"))), ("0-6".to_owned(), "2".to_owned(), None));
+    }
+
+    #[test]
+    fn an_affinity_is_a_default_and_a_cpuset_is_a_limit() {
+        assert_eq!(pin("0-1", &request(Some("3"), None, None)).0, "3");
+        assert_eq!(pin("0-1", &request(Some("all"), None, None)).0, "0-1");
+        let root = machine("0-1");
+        let limit = || Some("0-2".parse().unwrap());
+        let error = Plan::on(&request(Some("2-3"), None, None), root.path(), &limit).unwrap_err().to_string();
+        assert_eq!(error, "cpus 2-3 are not for this process, which may use 0-1 (a cpuset is around it)");
+    }
+
+    #[test]
+    fn cores_are_whole_and_near_and_their_threads_reserved() {
+        let (cpus, memory, reserved) = pin("0-255", &request(None, Some(2), None));
+        assert_eq!((&*cpus, &*memory, reserved.as_deref()), ("0-1", "0", Some("0-1,4-5")));
+        // Those that somebody uses are taken last, and those that are somebody's never.
+        let plan = plan("0-255", &request(None, Some(1), None)).unwrap();
+        let list = |text: &str| text.parse().unwrap();
+        let reserved =
+            |taken: &str, used: &str| plan.pick(&list(taken), &list(used)).map(|lease| lease.reserved.to_string());
+        assert_eq!(reserved("3", "0-1").as_deref(), Some("2,6"));
+        assert_eq!(reserved("2-3", "0-6").as_deref(), Some("0,4"));
+        assert_eq!(reserved("0-3", ""), None);
+        assert_eq!(plan.cores_free(&list("0,6")), Some((2, 4)));
+    }
+
+    #[test]
+    fn what_can_never_be_had_is_told_at_once() {
+        let why = |request: Request| plan("0-255", &request).unwrap_err();
+        assert_eq!(why(request(Some("6-7"), None, None)), "cpus 7 are offline (online are 0-6)");
+        assert_eq!(why(request(Some("6-9"), None, None)), "this machine has no cpus 8-9 (online are 0-6)");
+        assert_eq!(why(request(Some("node3"), None, None)), "there is no node3: this machine has nodes 0-2");
+        assert_eq!(why(request(Some("node2"), None, None)), "node2 has memory only, and no processor that is online");
+        assert_eq!(
+            why(request(None, Some(5), None)),
+            "5 cores were asked for, and this machine has 4 cores: it can never have more"
+        );
+        assert_eq!(
+            plan("0-2,4-6", &request(None, Some(4), None)).unwrap_err(),
+            "4 cores were asked for, and this machine has 4 cores: this process may use only cpus 0-2,4-6 of them (taskset, \
+             or a cpuset around it), which are 3 cores whole"
+        );
+        assert_eq!(
+            why(request(Some("0"), None, Some("1"))),
+            "memory nodes 1 are not for this process, which may use 0,2 (a cpuset around it)"
+        );
+        assert_eq!(
+            why(request(Some("0"), None, Some("5"))),
+            "this machine has no memory nodes 5 (with memory are 0-2)"
+        );
+    }
 }
