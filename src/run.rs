@@ -38,7 +38,7 @@ use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
 use job::{Finished, Job};
-use pinning::{CPUS_VARIABLE, Pinning};
+use pinning::{CPUS_VARIABLE, Keeper, Pinning};
 use wait::{Unstarted, fatal};
 
 /// The job of a lock that a process belongs to. A job of another lock inside it replaces it.
@@ -380,16 +380,17 @@ impl Run {
             let why = "it would be outside of the job that this is a part of".to_owned();
             detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
         }
-        if let Some(plan) = plan {
-            self.places_for(plan, detected, here)?;
-            if plan.cores().is_some() {
+        let keeper = plan.map(|plan| Keeper { plan, here, nested: true });
+        if let Some(keeper) = keeper {
+            self.places_for(keeper, detected)?;
+            if keeper.plan.cores().is_some() {
                 self.say
                     .note("inside a job, cores are chosen among that job's, and other jobs inside it may get the same");
             }
         }
         let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
         self.account.inside(outer.id);
-        let pinning = plan.map(|plan| Pinning::new(plan, plan.pin(None), here, &name)).transpose();
+        let pinning = keeper.map(|keeper| Pinning::new(keeper, keeper.plan.pin(None), &name)).transpose();
         let result = pinning.and_then(|pinning| {
             let variables = variables(outer.id, outer.mode, pinning.as_ref());
             let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
@@ -407,7 +408,7 @@ impl Run {
         lock: Lock,
     ) -> Result<Ending, Error> {
         let Prepared { plan, here, signals, .. } = prepared;
-        plan.map_or(Ok(()), |plan| self.places_for(plan, detected, here))?;
+        plan.map_or(Ok(()), |plan| self.places_for(Keeper { plan, here, nested: false }, detected))?;
         let started = Instant::now();
         let argv: Vec<String> = args.command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let own = here.proc.stat(std::process::id().cast_signed()).map_err(Error::system("read /proc/self/stat"))?;
@@ -447,7 +448,7 @@ impl Run {
                 let cancelled = hold.ticket().cancelled_by();
                 hold.release();
                 Ok(self.without_the_machine(match ended {
-                    Unstarted::GaveUp => self.gave_up(started),
+                    Unstarted::GaveUp => self.gave_up(started, "the lock"),
                     Unstarted::Signalled(signal) => {
                         cancelled.into_iter().for_each(|by_uid| self.cancelled(by_uid));
                         Ending::Signal(signal)
@@ -472,8 +473,9 @@ impl Run {
         let Prepared { command, plan, here, signals } = prepared;
         let id = hold.ticket().id;
         let name = id.group_name();
-        let pin = |plan: &Plan| plan.pin(hold.lease());
-        let pinning = plan.map(|plan| Pinning::new(plan, pin(plan), here, &name)).transpose()?;
+        let keeper = plan.map(|plan| Keeper { plan, here, nested: false });
+        let pin = |keeper: Keeper<'_>| keeper.plan.pin(hold.lease());
+        let pinning = keeper.map(|keeper| Pinning::new(keeper, pin(keeper), &name)).transpose()?;
         let variables = variables(id, self.settings.mode, pinning.as_ref());
         let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
         Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning }

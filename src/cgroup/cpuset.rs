@@ -8,6 +8,8 @@
 //! Where it is in v2, the job's scope is told where it may run (`AllowedCPUs`), or, at the root of the hierarchy, the job's
 //! group. Nowhere else: enabling a controller below a group that has processes, as ours has us, makes a job group impossible.
 //!
+//! If the last processor of a v1 cpuset goes offline, the kernel moves its processes to the group above.
+//!
 //! The kernel of v2 takes any list and quietly leaves out what the groups above do not have: so what became of it is read.
 
 use std::ffi::OsStr;
@@ -16,6 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags};
 
@@ -71,6 +74,9 @@ pub enum CpusetError {
     },
 }
 
+/// How long a group may be busy after its last process was seen to have ended.
+const SETTLES: Duration = Duration::from_millis(20);
+
 /// What root is told to do for plain users.
 const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
      >/etc/systemd/system/user@.service.d/perflock.conf && systemctl daemon-reload, and then log in again";
@@ -102,8 +108,9 @@ pub fn way(place: &Place, proc: &Proc, mountinfo: &str, uid: u32) -> Way {
         Place::Subreaper => Err(("the job has no group of its own".to_owned(), "see --cgroup".to_owned())),
     };
     in_v2.unwrap_or_else(|(why, cure)| {
-        let (why, cure) = v1.map_or((why, cure), |why| (why, "run perflock as root".to_owned()));
-        Way::Affinity { why, cure: Some(cure) }
+        let as_root = || (uid != 0).then(|| "run perflock as root".to_owned());
+        let (why, cure) = v1.map_or((why, Some(cure)), |why| (why, as_root()));
+        Way::Affinity { why, cure }
     })
 }
 
@@ -201,11 +208,17 @@ impl V1 {
 /// # Errors
 /// A process is in it, or the kernel refused.
 pub fn remove_v1(location: &Location) -> Result<(), FileError> {
-    let path = location.directory();
-    for group in v2::tree(&path).into_iter().rev() {
-        match fs::remove_dir(&group) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => done.map_err(FileError::on("remove the cpuset", &group))?,
+    let end = Instant::now() + SETTLES;
+    for group in v2::tree(&location.directory()).into_iter().rev() {
+        loop {
+            match fs::remove_dir(&group) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                // The last process to go leaves one hierarchy after the other.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                done => break done.map_err(FileError::on("remove the cpuset", &group))?,
+            }
         }
     }
     Ok(())
@@ -256,12 +269,16 @@ pub fn check(group: &Path, pin: &Pin) -> Result<(), CpusetError> {
     Ok(())
 }
 
-/// Enables the controller below the root of the v2 hierarchy, as it is on most machines.
+/// Enables the controller below the root of the v2 hierarchy, unless it is. It stays so.
 ///
 /// # Errors
 /// The kernel refused.
 pub fn enable_below(root: &Path) -> Result<(), FileError> {
     let file = root.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    if enabled.split_ascii_whitespace().any(|name| name == "cpuset") {
+        return Ok(());
+    }
     fs::write(&file, "+cpuset").map_err(FileError::on("write to", &file))
 }
 

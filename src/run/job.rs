@@ -87,13 +87,21 @@ impl Job<'_> {
 
     fn in_a_place(&self, detected: &mut Detected, mountinfo: &str, charge: Charge<'_>) -> Result<Finished, Error> {
         let mut leaving = None;
+        let mut first = true;
         while !detected.places.is_empty() {
             let place = detected.places.remove(0);
             let way = self.pinning.map(|pinning| pinning.way(&place));
+            // Of the first it was told before there was a wait.
+            if let (false, Some(way)) = (first, way.as_ref().filter(|way| self.announces(way))) {
+                self.run.say.wrong_now(&pinning::by_affinity(way));
+            }
+            first = false;
             match place {
                 Place::Scope(manager) => match self.in_scope(&manager, way, charge, mountinfo, &mut leaving)? {
                     Ok(finished) => return Ok(finished),
                     Err(Missing { why, cure }) => {
+                        // The next place makes it anew.
+                        let _ = self.remove_cpuset();
                         detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure });
                         if detected.places.first() == Some(&Place::Subreaper) {
                             self.run.say.note_now(&weaker(detected));
@@ -128,6 +136,10 @@ impl Job<'_> {
             }
         }
         Err(no_group(detected))
+    }
+
+    fn announces(&self, way: &Way) -> bool {
+        self.pinning.is_some_and(|pinning| pinning.announces(way))
     }
 
     /// Makes the job's group in the v1 cpuset hierarchy, if it gets one. Its ticket names it already. One that cannot be had,

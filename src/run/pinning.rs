@@ -7,6 +7,7 @@ use super::{Error, Here, Run};
 use crate::cgroup::cpuset::{self, CpusetError, Way};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Detected, Place};
+use crate::job::JobId;
 use crate::lock::record::Pinned;
 use crate::pin::{Choice, CpuList, Partition, Pin, Plan, Strength, topology};
 use crate::supervisor::placement::{Placement, can_bind_memory};
@@ -15,21 +16,47 @@ use crate::text;
 /// Where the job runs, for the job itself.
 pub(super) const CPUS_VARIABLE: &str = "PERFLOCK_CPUS";
 
+/// Where a job is to run, and what decides how it can be kept there.
+#[derive(Clone, Copy)]
+pub(super) struct Keeper<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) here: &'a Here,
+    /// It is a part of another job.
+    pub(super) nested: bool,
+}
+
+impl Keeper<'_> {
+    /// How a job at this place is kept.
+    fn way(self, place: &Place) -> Way {
+        if self.plan.choice == Choice::Soft {
+            return Way::Affinity { why: "--pin soft".to_owned(), cure: None };
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        match cpuset::way(place, &self.here.proc, &self.here.mountinfo, uid) {
+            // A group that no ticket names has to go with that of the outer job.
+            Way::V1(parent) if self.nested && JobId::in_group_path(&parent.path).next().is_none() => Way::Affinity {
+                why: "the job that it is a part of has no cpuset".to_owned(),
+                cure: Some("pin that one, too".to_owned()),
+            },
+            way => way,
+        }
+    }
+}
+
 /// A job's pin, and how it is kept.
 pub(super) struct Pinning<'a> {
-    plan: &'a Plan,
+    keeper: Keeper<'a>,
     pub(super) pin: Pin,
     /// Its group in the v1 cpuset hierarchy, where it gets one.
     pub(super) v1: Option<Location>,
-    here: &'a Here,
 }
 
 impl<'a> Pinning<'a> {
-    /// `pin` by `plan`, of the job whose group is called `name`.
+    /// `pin` of the job whose group is called `name`.
     ///
     /// # Errors
-    /// A processor went offline while the job waited, or memory was asked for and cannot be bound.
-    pub(super) fn new(plan: &'a Plan, pin: Option<Pin>, here: &'a Here, name: &str) -> Result<Self, Error> {
+    /// A processor went offline while the job waited.
+    pub(super) fn new(keeper: Keeper<'a>, pin: Option<Pin>, name: &str) -> Result<Self, Error> {
         let gone = |cpus: &str| Error::Refused(format!("{cpus} went offline while this job waited; run it again"));
         let pin = pin.ok_or_else(|| gone("some cores"))?;
         let online = topology::online(Path::new("/"))?;
@@ -38,23 +65,33 @@ impl<'a> Pinning<'a> {
             return Err(gone(&format!("cpus {offline}")));
         }
         // The same wherever the job's group is.
-        let v1 = match way(plan, &Place::Subreaper, here) {
+        let v1 = match keeper.way(&Place::Subreaper) {
             Way::V1(parent) => Some(parent.child(name)),
             _ => None,
         };
-        Ok(Self { plan, pin, v1, here })
+        Ok(Self { keeper, pin, v1 })
     }
 
     /// How a job at this place is kept.
     pub(super) fn way(&self, place: &Place) -> Way {
-        way(self.plan, place, self.here)
+        self.keeper.way(place)
     }
 
-    /// What the command does to itself before it executes. Memory is bound by a cpuset, where there is one.
+    /// Whether a pin that turns out to be soft is to be announced.
+    pub(super) fn announces(&self, way: &Way) -> bool {
+        self.keeper.plan.choice == Choice::Auto && matches!(way, Way::Affinity { .. })
+    }
+
+    /// What the command does to itself before it executes. It binds its memory in a v2 cpuset, too: before Linux 6.3 a process
+    /// that is born there goes on with its parent's nodes. In v1 it is told when it joins.
+    ///
+    /// # Errors
+    /// Memory was asked for by name, and cannot be bound.
     pub(super) fn placement(&self, way: &Way) -> Result<Placement<'_>, Error> {
-        let binds = self.pin.memory_is_bound && matches!(way, Way::Affinity { .. });
+        let binds = self.pin.memory_is_bound && !matches!(way, Way::V1(_));
         let can = binds && can_bind_memory();
-        if binds && !can && self.pin.memory_is_asked_for {
+        let needs = self.pin.memory_is_asked_for && matches!(way, Way::Affinity { .. });
+        if binds && !can && needs {
             let why = "set_mempolicy(2) is refused here, by a container's filter or the kernel".to_owned();
             return Err(Error::Refused(format!("memory nodes {} cannot be bound: {why}", self.pin.memory_nodes)));
         }
@@ -67,7 +104,7 @@ impl<'a> Pinning<'a> {
     /// # Errors
     /// It would be too weak.
     pub(super) fn weaker(&self, error: CpusetError) -> Result<Way, Error> {
-        match self.plan.choice {
+        match self.keeper.plan.choice {
             Choice::Auto => Ok(Way::Affinity { why: error.to_string(), cure: None }),
             Choice::Hard | Choice::Soft => Err(error.into()),
         }
@@ -82,15 +119,8 @@ impl<'a> Pinning<'a> {
 
     /// Nobody else is to use its processors.
     pub(super) fn is_isolated(&self) -> bool {
-        self.plan.isolated
+        self.keeper.plan.isolated
     }
-}
-
-fn way(plan: &Plan, place: &Place, here: &Here) -> Way {
-    if plan.choice == Choice::Soft {
-        return Way::Affinity { why: "--pin soft".to_owned(), cure: None };
-    }
-    cpuset::way(place, &here.proc, &here.mountinfo, rustix::process::geteuid().as_raw())
 }
 
 /// Whether a cpuset that is made this way can be a partition.
@@ -117,9 +147,10 @@ pub(super) fn moved_to(pin: &Pin, main: i32) -> Option<CpuList> {
 impl Run {
     /// Leaves the places where a job can be kept as strongly as it was asked for, and announces a pin that is weaker than it
     /// could be.
-    pub(super) fn places_for(&self, plan: &Plan, detected: &mut Detected, here: &Here) -> Result<(), Error> {
+    pub(super) fn places_for(&self, keeper: Keeper<'_>, detected: &mut Detected) -> Result<(), Error> {
+        let plan = keeper.plan;
         let Some(first) = detected.places.first() else { return Ok(()) };
-        let weak = way(plan, first, here);
+        let weak = keeper.way(first);
         let isolated = plan.isolated;
         if isolated && !rustix::process::geteuid().is_root() {
             return Err(Error::Refused(
@@ -128,7 +159,7 @@ impl Run {
         }
         if isolated || plan.choice == Choice::Hard {
             detected.places.retain(|place| {
-                let way = way(plan, place, here);
+                let way = keeper.way(place);
                 if isolated { can_isolate(&way, place) } else { !matches!(way, Way::Affinity { .. }) }
             });
             return if detected.places.is_empty() { Err(too_weak(isolated, &weak)) } else { Ok(()) };
