@@ -9,6 +9,7 @@ use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 
 use crate::cgroup::Choice;
 use crate::job::Mode;
+use crate::pin::{self, Words};
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
 
@@ -45,6 +46,24 @@ pub struct RunArgs {
     /// The job's cgroup: the best there is, a real one or fail, or none [default: auto]
     #[arg(long, value_name = "auto|required|none", value_parser = Choice::parse)]
     pub cgroup: Option<Choice>,
+    /// Run on these processors: 0-3,8 or node0 or all
+    #[arg(long, value_name = "LIST", value_parser = Words::parse, conflicts_with = "cores")]
+    pub cpus: Option<Words>,
+    /// Use the memory of these nodes [default: those of the processors]
+    #[arg(long, value_name = "LIST", value_parser = Words::parse)]
+    pub mems: Option<Words>,
+    /// Run on so many whole cores, near each other, one processor of each; shared jobs get cores that no other such job has
+    #[arg(long, value_name = "N", value_parser = pin::request::parse_cores)]
+    pub cores: Option<usize>,
+    /// With --cores: use every thread of each core
+    #[arg(long, requires = "cores")]
+    pub smt: bool,
+    /// Keep everybody else off the job's processors, the kernel's load balancing too (root)
+    #[arg(long)]
+    pub isolated: bool,
+    /// How it is kept there: the best there is, by a cpuset or fail, or by affinity, which it can change [default: auto]
+    #[arg(long, value_name = "auto|hard|soft", value_parser = pin::Choice::parse)]
+    pub pin: Option<pin::Choice>,
     /// Afterwards tell all that is known of the run, on stderr
     #[arg(long)]
     pub report: bool,
@@ -178,6 +197,9 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.group.is_some() && !args.setup {
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
     }
+    if args.isolated && args.cpus.is_none() && args.cores.is_none() {
+        return Err(Aside::Usage("--isolated needs processors to isolate: --cpus LIST or --cores N".to_owned()));
+    }
     if args.command.is_empty() && !args.setup && args.cancel.is_none() {
         return Err(Aside::Usage(format!(
             "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
@@ -283,6 +305,15 @@ mod tests {
             "--cancel 3 true",
             "--cancel",
             "--group g true",
+            "--cores 0 true",
+            "--cores many true",
+            "--cpus 0-x true",
+            "--cpus= true",
+            "--cpus 0 --cores 1 true",
+            "--smt true",
+            "--isolated true",
+            "--mems node true",
+            "--pin firm true",
         ] {
             assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
         }

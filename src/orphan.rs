@@ -7,7 +7,7 @@ use std::path::Component;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::cgroup::{Backend, GroupError, JobGroup, Population, detect, subreaper, v2};
+use crate::cgroup::{Backend, GroupError, JobGroup, Population, cpuset, detect, subreaper, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
 use crate::procfs::Proc;
@@ -55,6 +55,16 @@ fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
     plain && detect::locate(mountinfo, path).is_err()
 }
 
+/// Removes what an empty group leaves: itself, and the job's group in the v1 cpuset hierarchy.
+pub fn remove(group: Option<&dyn JobGroup>, seen: &Seen, record: &Record, mountinfo: &str) {
+    if let Some(group) = group {
+        let _ = group.remove();
+    }
+    if let Some(path) = &record.cpuset {
+        cpuset::remove_named(path, &seen.id(record).group_name(), seen.uid, mountinfo);
+    }
+}
+
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
 pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo: &str) -> bool {
     if record.joined.boot != boot {
@@ -71,11 +81,10 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
     }
     match group_of(seen, record, mountinfo) {
         Ok(Some(group)) if group.population() == Population::Populated => false,
-        Ok(Some(group)) => {
-            let _ = group.remove();
+        Ok(group) => {
+            remove(group.as_deref(), seen, record, mountinfo);
             true
         }
-        Ok(None) => true,
         // For want of a descriptor, say: what cannot be seen to be empty is not.
         Err(_) => false,
     }
@@ -121,11 +130,14 @@ pub fn end(
     }
     let group = match group_of(seen, record, mountinfo) {
         Ok(Some(group)) => group,
-        Ok(None) => return End::Gone,
+        Ok(None) => {
+            remove(None, seen, record, mountinfo);
+            return End::Gone;
+        }
         Err(error) => return End::Failed(error),
     };
     if group.population() == Population::Empty {
-        let _ = group.remove();
+        remove(Some(&*group), seen, record, mountinfo);
         return End::Gone;
     }
     let own = rustix::process::geteuid();
@@ -139,7 +151,7 @@ pub fn end(
     if !until_empty(&*group, ours, Some(limits)) {
         return End::Interrupted;
     }
-    let _ = group.remove();
+    remove(Some(&*group), seen, record, mountinfo);
     End::Gone
 }
 

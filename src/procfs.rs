@@ -130,6 +130,14 @@ impl Proc {
         parse_cgroup_v2(&read(&path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
+    /// Our own cgroup in the v1 hierarchy that has this controller; `None` if there is none.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn own_cgroup_v1(&self, controller: &str) -> io::Result<Option<PathBuf>> {
+        Ok(parse_cgroup_v1(&read(&self.root.join("self/cgroup"))?, controller))
+    }
+
     /// The process's arguments, the first 64 KiB of them; empty for a kernel thread or a zombie.
     ///
     /// # Errors
@@ -270,6 +278,16 @@ pub(crate) fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
     Some(Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
+/// The path in the v1 hierarchy that has this controller: a line `3:cpu,cpuset:/path`.
+pub(crate) fn parse_cgroup_v1(file: &[u8], controller: &str) -> Option<PathBuf> {
+    let path = file.split(|&b| b == b'\n').find_map(|line| {
+        let mut parts = line.splitn(3, |&b| b == b':').skip(1);
+        let controllers = parts.next()?;
+        controllers.split(|&b| b == b',').any(|name| name == controller.as_bytes()).then(|| parts.next())?
+    })?;
+    Some(Path::new(OsStr::from_bytes(path)).to_owned())
+}
+
 pub(crate) fn parse_locks(file: &[u8], dev: u64, inode: u64) -> Vec<Flock> {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     let wanted = format!("{major:02x}:{minor:02x}:{inode}");
@@ -332,6 +350,20 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_s_line_is_found() {
+        let file = b"9:name=systemd:/s\n4:cpu,cpuset:/x:y\n0::/user.slice\n";
+        assert_eq!(parse_cgroup_v1(file, "cpuset"), Some(PathBuf::from("/x:y")));
+        assert_eq!(parse_cgroup_v1(file, "cpu"), Some(PathBuf::from("/x:y")));
+        for other in ["memory", "", "pu", "name=system"] {
+            assert_eq!(
+                parse_cgroup_v1(file, other),
+                (other.is_empty()).then(|| PathBuf::from("/user.slice")),
+                "{other}"
+            );
+        }
+    }
+
+    #[test]
     fn holders_and_waiters_of_one_file_are_told_apart() {
         let file = b"1: FLOCK  ADVISORY  WRITE 17 fe:00:99 0 EOF\n1: -> FLOCK  ADVISORY  READ  18 fe:00:99 0 EOF\n\
             2: OFDLCK ADVISORY  WRITE -1 fe:00:99 0 EOF\n3: FLOCK  ADVISORY  WRITE 19 fe:00:98 0 EOF\n";
@@ -358,6 +390,7 @@ mod tests {
         fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
             let _ = parse_stat(&bytes);
             let _ = parse_cgroup_v2(&bytes);
+            let _ = parse_cgroup_v1(&bytes, "cpuset");
             let _ = parse_locks(&bytes, 1, 1);
         }
 

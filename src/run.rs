@@ -8,6 +8,7 @@
 mod account;
 mod cancel;
 mod job;
+mod pinning;
 mod wait;
 
 use std::ffi::{c_char, c_int};
@@ -15,13 +16,15 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::cgroup::cpuset::CpusetError;
 use crate::cgroup::{self, Backend, Choice, Detected, GroupError, Place, Refusal};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
-use crate::job::Mode;
+use crate::job::{JobId, Mode};
 use crate::lock::{self, Hold, Joined, Lock, LockError, Record, setup};
 use crate::nested::{self, Outer};
+use crate::pin::{PinError, Plan};
 use crate::procfs::Proc;
 use crate::report;
 use crate::report::document::Reason;
@@ -35,6 +38,7 @@ use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
 use job::{Finished, Job};
+use pinning::{CPUS_VARIABLE, Pinning};
 use wait::{Unstarted, fatal};
 
 /// The job of a lock that a process belongs to. A job of another lock inside it replaces it.
@@ -65,6 +69,10 @@ enum Error {
     Group(#[from] GroupError),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Cpuset(#[from] CpusetError),
     #[error("{0}")]
     NotSetUp(String),
     #[error("{0}")]
@@ -195,6 +203,16 @@ struct Here {
     cgroup_namespace: u64,
 }
 
+/// What a run is, found out before it asks for the machine.
+#[derive(Clone, Copy)]
+struct Prepared<'a> {
+    command: &'a Command,
+    /// Where it is to run, if that was asked for.
+    plan: Option<&'a Plan>,
+    here: &'a Here,
+    signals: &'a Signals,
+}
+
 impl Here {
     fn look() -> Result<Self, Error> {
         let proc = Proc::default();
@@ -236,6 +254,12 @@ fn no_group(detected: &Detected) -> Error {
     ))
 }
 
+/// What a job's environment has besides ours.
+fn variables(id: JobId, mode: Mode, pinning: Option<&Pinning<'_>>) -> Vec<(&'static str, String)> {
+    let cpus = pinning.map(|pinning| (CPUS_VARIABLE, pinning.pin.cpus.to_string()));
+    [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, mode.to_string())].into_iter().chain(cpus).collect()
+}
+
 impl Run {
     fn run(mut self, args: &RunArgs) -> Result<Ending, Error> {
         let result = self.attempt(args);
@@ -257,6 +281,7 @@ impl Run {
             let name = text::escape(&args.command[0].to_string_lossy());
             self.say.wrong(&format!("warning: {name} does not exist yet; it is looked for again when the job starts"));
         }
+        let plan = self.settings.pin.as_ref().map(|asked| Plan::new(asked, Path::new("/"))).transpose()?;
         let here = Here::look()?;
         let mut detected = self.detect(&here)?;
         if self.settings.private {
@@ -269,9 +294,10 @@ impl Run {
         let adopts = !matches!(detected.places.first(), Some(Place::V2(_)));
         let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
             .map_err(Error::system("install signal handlers"))?;
+        let prepared = Prepared { command: &command, plan: plan.as_ref(), here: &here, signals: &signals };
         match outer {
-            Some(outer) => self.run_nested(&command, &here, &mut detected, &outer, &signals),
-            None => self.run_queued(&command, args, &here, &mut detected, lock, &signals),
+            Some(outer) => self.run_nested(prepared, &mut detected, &outer),
+            None => self.run_queued(prepared, args, &mut detected, lock),
         }
     }
 
@@ -335,14 +361,8 @@ impl Run {
     }
 
     /// A job inside another job of the same lock: it runs at once, if the outer job's mode covers it.
-    fn run_nested(
-        &self,
-        command: &Command,
-        here: &Here,
-        detected: &mut Detected,
-        outer: &Outer,
-        signals: &Signals,
-    ) -> Result<Ending, Error> {
+    fn run_nested(&self, prepared: Prepared<'_>, detected: &mut Detected, outer: &Outer) -> Result<Ending, Error> {
+        let Prepared { command, plan, here, signals } = prepared;
         let mode = self.settings.mode;
         if !outer.mode.covers(mode) {
             let command = text::command_line(&outer.command);
@@ -360,23 +380,34 @@ impl Run {
             let why = "it would be outside of the job that this is a part of".to_owned();
             detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
         }
+        if let Some(plan) = plan {
+            self.places_for(plan, detected, here)?;
+            if plan.cores().is_some() {
+                self.say
+                    .note("inside a job, cores are chosen among that job's, and other jobs inside it may get the same");
+            }
+        }
         let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
-        let variables = [(JOB_VARIABLE, outer.id.to_string()), (MODE_VARIABLE, outer.mode.to_string())];
         self.account.inside(outer.id);
-        let job = Job { run: self, command, signals, hold: None, told: false, name: &name, variables: &variables };
-        let result = job.run(detected, &here.mountinfo);
+        let pinning = plan.map(|plan| Pinning::new(plan, plan.pin(None), here, &name)).transpose();
+        let result = pinning.and_then(|pinning| {
+            let variables = variables(outer.id, outer.mode, pinning.as_ref());
+            let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
+            Job { run: self, command, signals, hold: None, told: false, name, variables, pinning }
+                .run(detected, &here.mountinfo)
+        });
         self.finish(result, None, Duration::ZERO)
     }
 
     fn run_queued(
         &self,
-        command: &Command,
+        prepared: Prepared<'_>,
         args: &RunArgs,
-        here: &Here,
         detected: &mut Detected,
         lock: Lock,
-        signals: &Signals,
     ) -> Result<Ending, Error> {
+        let Prepared { plan, here, signals, .. } = prepared;
+        plan.map_or(Ok(()), |plan| self.places_for(plan, detected, here))?;
         let started = Instant::now();
         let argv: Vec<String> = args.command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
         let own = here.proc.stat(std::process::id().cast_signed()).map_err(Error::system("read /proc/self/stat"))?;
@@ -391,8 +422,10 @@ impl Run {
             mode: self.settings.mode,
             command: Joined::fit_command(&argv),
             message: self.settings.message.as_deref().map(Joined::fit_message),
+            // Whoever has the machine alone has every core.
+            cores: plan.and_then(Plan::cores).filter(|_| self.settings.mode == Mode::Shared),
         };
-        let obtained = self.obtain(lock, joined, here, signals, started)?;
+        let obtained = self.obtain(lock, joined, prepared, started)?;
         let waited = started.elapsed();
         self.account.waited(waited);
         let hold = match obtained {
@@ -406,7 +439,7 @@ impl Run {
                 // To the user that was a wait like any other.
                 self.account.waited(started.elapsed());
                 self.account.holds(hold.ticket().id);
-                let result = self.run_held(command, here, detected, &hold, signals, waited >= WORTH_TELLING);
+                let result = self.run_held(prepared, detected, &hold, waited >= WORTH_TELLING);
                 self.finish(result, Some(hold), waited)
             }
             Ok(Some(ended)) => {
@@ -431,18 +464,20 @@ impl Run {
     /// With the machine held: runs the job; `told` says that there is a line at its end, however short it is.
     fn run_held(
         &self,
-        command: &Command,
-        here: &Here,
+        prepared: Prepared<'_>,
         detected: &mut Detected,
         hold: &Hold,
-        signals: &Signals,
         told: bool,
     ) -> Result<Finished, Error> {
+        let Prepared { command, plan, here, signals } = prepared;
         let id = hold.ticket().id;
         let name = id.group_name();
-        let variables = [(JOB_VARIABLE, id.to_string()), (MODE_VARIABLE, self.settings.mode.to_string())];
-        let job = Job { run: self, command, signals, hold: Some(hold), told, name: &name, variables: &variables };
-        job.run(detected, &here.mountinfo)
+        let pin = |plan: &Plan| plan.pin(hold.lease());
+        let pinning = plan.map(|plan| Pinning::new(plan, pin(plan), here, &name)).transpose()?;
+        let variables = variables(id, self.settings.mode, pinning.as_ref());
+        let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
+        Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning }
+            .run(detected, &here.mountinfo)
     }
 
     /// Notes in the report that the machine was not obtained.

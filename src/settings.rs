@@ -8,6 +8,7 @@ use crate::cgroup;
 use crate::cli::RunArgs;
 use crate::config::{Config, ConfigError, SYSTEM_FILE};
 use crate::job::Mode;
+use crate::pin;
 use crate::supervisor::step::{Leftovers, Policy};
 
 /// The lock file of a machine.
@@ -45,6 +46,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Job groups.
     pub cgroup: cgroup::Choice,
+    /// Where the job is to run.
+    pub pin: Option<pin::Request>,
     /// How much is said.
     pub verbosity: Verbosity,
     /// The full report is printed.
@@ -65,6 +68,7 @@ impl Default for Settings {
             message: None,
             policy: Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None },
             cgroup: cgroup::Choice::Auto,
+            pin: None,
             verbosity: Verbosity::Normal,
             report: false,
             report_file: None,
@@ -106,11 +110,21 @@ impl Settings {
                 time_limit: args.time_limit.or(config.time_limit).filter(|limit| !limit.is_zero()),
             },
             cgroup: args.cgroup.or(config.cgroup).unwrap_or(default.cgroup),
+            pin: pin_request(args, &config),
             verbosity,
             report: args.report,
             report_file: args.report_file.clone(),
         }
     }
+}
+
+/// Where the job was asked to run, if anywhere.
+fn pin_request(args: &RunArgs, config: &Config) -> Option<pin::Request> {
+    let cores = args.cores.map(|count| pin::Processors::Cores { count, smt: args.smt });
+    let processors = args.cpus.clone().map(pin::Processors::List).or(cores);
+    let asked = processors.is_some() || args.mems.is_some();
+    let choice = args.pin.or(config.pin).unwrap_or(pin::Choice::Auto);
+    asked.then(|| pin::Request { processors, mems: args.mems.clone(), isolated: args.isolated, choice })
 }
 
 /// The lock file by flag, environment, configuration or default.

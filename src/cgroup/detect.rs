@@ -263,7 +263,7 @@ fn parse_cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(field: &str) -> PathBuf {
+pub(super) fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

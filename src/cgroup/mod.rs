@@ -21,6 +21,7 @@
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`mod@detect`] says why.
 
 pub(crate) mod bus;
+pub mod cpuset;
 pub mod detect;
 pub mod scope;
 pub mod subreaper;

@@ -17,12 +17,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::cpuset::CpusetError;
 use super::systemd::{Manager, Missing, NoAnswer};
 use super::v2::{self, Location};
-use super::{GroupError, JobGroup, Maker, Population, Usage, detect};
+use super::{GroupError, JobGroup, Maker, Population, Usage, cpuset, detect};
 use crate::error::FileError;
 use crate::helper::Interrupt;
 use crate::job::GROUP_PREFIX;
+use crate::pin::Pin;
 use crate::procfs::Proc;
 
 /// The sub-group of the guard.
@@ -31,6 +33,15 @@ const GUARD: &str = "guard";
 /// How long a process may take to appear in its scope once systemd says that it is there, and the last process of a
 /// group to be out of it once it was reaped.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// Where a scope's processes may run.
+#[derive(Clone, Copy, Debug)]
+pub struct Restriction<'a> {
+    /// On these processors, with the memory of these nodes.
+    pub pin: &'a Pin,
+    /// Nobody else is to run there: its cpuset will be a partition, and so has to be directly below the root.
+    pub isolated: bool,
+}
 
 /// A job group inside a scope.
 #[derive(Debug)]
@@ -42,18 +53,19 @@ pub struct Group {
 }
 
 impl Group {
-    /// Lets systemd put the process `launcher` into a scope, and makes the group `name` and the guard's in it.
+    /// Lets systemd put the process `launcher` into a scope, restricted if that is asked for, and makes the group `name` and the guard's in it.
     ///
     /// # Errors
     /// There is none; or the wait for it was ended.
     pub(crate) fn create(
         manager: &Manager,
         name: &str,
+        restriction: Option<Restriction<'_>>,
         launcher: i32,
         mountinfo: &str,
         interrupt: &Interrupt<'_>,
     ) -> Result<Self, NoAnswer> {
-        manager.start_scope(name, launcher, interrupt, &|| around(launcher, name).is_some())?;
+        manager.start_scope(name, restriction, launcher, interrupt, &|| around(launcher, name).is_some())?;
         let (scope, unit) = located(launcher, name, mountinfo).map_err(Missing::because)?;
         let inside = || -> Result<Self, GroupError> {
             let guard = scope.child(GUARD).directory();
@@ -85,6 +97,22 @@ impl Group {
     /// Where the job group is in the hierarchy.
     pub fn path(&self) -> &Path {
         self.job.path()
+    }
+
+    /// The scope's directory.
+    pub fn scope_directory(&self) -> PathBuf {
+        self.scope.directory()
+    }
+
+    /// Whether the job group has the processors and memory nodes that its scope was given. Without a cpuset of its own it has
+    /// the scope's.
+    ///
+    /// # Errors
+    /// It has less, or there is no cpuset.
+    pub fn check_cpuset(&self, pin: &Pin) -> Result<(), CpusetError> {
+        let own = self.job.location().directory();
+        let group = if own.join("cpuset.cpus.effective").exists() { own } else { self.scope.directory() };
+        cpuset::check(&group, pin)
     }
 
     /// To be born in: the guard's group.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 use super::bus::{BUS, Bus, BusError, Peer};
+use super::scope::Restriction;
 use crate::helper::{self, Answer, Begun, Interrupt};
 use crate::procfs::Proc;
 
@@ -114,7 +115,13 @@ impl Manager {
         })
     }
 
-    /// Lets systemd make a delegated scope, whose name begins with `name`, with the process `pid` in it. `moved` says whether
+    /// It is the machine's own, not a user's.
+    pub fn is_system(&self) -> bool {
+        self.system
+    }
+
+    /// Lets systemd make a delegated scope, whose name begins with `name`, with the process `pid` in it, which may run where
+    /// `restriction` says. `moved` says whether
     /// it is there; where this returns without an error, it is or will be in a moment.
     ///
     /// # Errors
@@ -122,13 +129,13 @@ impl Manager {
     pub(crate) fn start_scope(
         &self,
         name: &str,
+        restriction: Option<Restriction<'_>>,
         pid: i32,
         interrupt: &Interrupt<'_>,
         moved: &dyn Fn() -> bool,
     ) -> Result<(), NoAnswer> {
-        self.ask(PATIENCE, Some(interrupt), Some(moved), |bus, begin| {
-            start_scope(bus, name, pid.cast_unsigned(), self.system, begin)
-        })
+        let scope = Scope { pid: pid.cast_unsigned(), system: self.system, restriction };
+        self.ask(PATIENCE, Some(interrupt), Some(moved), |bus, begin| start_scope(bus, name, scope, begin))
     }
 
     /// Lets systemd move the process `pid` into the sub-group `group` of a scope that it delegated to us.
@@ -224,8 +231,44 @@ fn is_of_our_world(stream: &UnixStream, system: bool) -> bool {
     peer.pid() != 0 && same_namespace && ours
 }
 
+/// What systemd is asked for.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    pid: u32,
+    /// Of the machine's service manager.
+    system: bool,
+    restriction: Option<Restriction<'a>>,
+}
+
+impl Scope<'_> {
+    fn properties(&self) -> Vec<(&'static str, Value<'static>)> {
+        let mut properties: Vec<(&str, Value<'_>)> = vec![
+            ("Description", "a job of perflock".into()),
+            ("Delegate", true.into()),
+            ("PIDs", vec![self.pid].into()),
+            // Gone when it is empty, also when it failed.
+            ("CollectMode", "inactive-or-failed".into()),
+            // A scope's default is lower than a login session's. What limits the unit that perflock was started in does not
+            // hold for the scope, which is beside it.
+            ("TasksMax", u64::MAX.into()),
+        ];
+        if self.system {
+            // A partition's cpuset must be below another partition's, as the root is one.
+            let isolated = self.restriction.is_some_and(|restriction| restriction.isolated);
+            properties.push(("Slice", if isolated { "-.slice" } else { "perflock.slice" }.into()));
+        }
+        if let Some(Restriction { pin, .. }) = self.restriction {
+            properties.push(("AllowedCPUs", pin.cpus.mask_bytes().into()));
+            if pin.memory_is_bound {
+                properties.push(("AllowedMemoryNodes", pin.memory_nodes.mask_bytes().into()));
+            }
+        }
+        properties
+    }
+}
+
 /// In the helper process.
-fn start_scope(bus: &mut Bus, name: &str, pid: u32, system: bool, begin: &dyn Fn()) -> Result<(), String> {
+fn start_scope(bus: &mut Bus, name: &str, scope: Scope<'_>, begin: &dyn Fn()) -> Result<(), String> {
     // Without this systemd sends no signal to anybody, unless somebody else subscribed: not so on a machine where nobody
     // is at a screen.
     bus.tell(MANAGER, "Subscribe", &()).map_err(|error| explain(&error))?;
@@ -233,7 +276,7 @@ fn start_scope(bus: &mut Bus, name: &str, pid: u32, system: bool, begin: &dyn Fn
     let mut taken = String::new();
     for attempt in 1..=NAMES {
         let unit = if attempt == 1 { format!("{name}.scope") } else { format!("{name}-{attempt}.scope") };
-        match start_unit(bus, &unit, pid, system) {
+        match start_unit(bus, &unit, scope) {
             Err(BusError::Refused(error, _)) if error.ends_with(".UnitExists") => {
                 taken = format!("a unit {unit} exists already");
             }
@@ -246,23 +289,11 @@ fn start_scope(bus: &mut Bus, name: &str, pid: u32, system: bool, begin: &dyn Fn
 }
 
 /// Starts the scope and waits for systemd's job; returns the job's result.
-fn start_unit(bus: &mut Bus, unit: &str, pid: u32, system: bool) -> Result<String, BusError> {
+fn start_unit(bus: &mut Bus, unit: &str, scope: Scope<'_>) -> Result<String, BusError> {
     // Listened for before it can come: the job may be over before the call returns. A bus takes messages in their order.
     let rule = format!("type='signal',interface='{}',member='JobRemoved',arg2='{unit}'", MANAGER.interface);
     bus.tell(BUS, "AddMatch", &rule)?;
-    let mut properties: Vec<(&str, Value<'_>)> = vec![
-        ("Description", "a job of perflock".into()),
-        ("Delegate", true.into()),
-        ("PIDs", vec![pid].into()),
-        // Gone when it is empty, also when it failed.
-        ("CollectMode", "inactive-or-failed".into()),
-        // A scope's default is lower than a login session's. What limits the unit that perflock was started in does not
-        // hold for the scope, which is beside it.
-        ("TasksMax", u64::MAX.into()),
-    ];
-    if system {
-        properties.push(("Slice", "perflock.slice".into()));
-    }
+    let properties = scope.properties();
     let none: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
     let reply = bus.call(MANAGER, "StartTransientUnit", &(unit, "fail", properties, none))?;
     let job: OwnedObjectPath = reply.body().deserialize()?;

@@ -127,6 +127,11 @@ impl Group {
         &self.location.path
     }
 
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
     /// To be born in it.
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -182,7 +187,7 @@ pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<Pat
 }
 
 /// The group and every group below, each before its own sub-groups.
-fn tree(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn tree(directory: &Path) -> Vec<PathBuf> {
     let mut groups = vec![directory.to_owned()];
     let mut next = 0;
     while let Some(group) = groups.get(next) {

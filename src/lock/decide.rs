@@ -39,6 +39,12 @@ pub enum Target {
     /// Only holders are ahead. Waiting on the lock file itself puts us into the kernel's own queue, ahead of
     /// whoever uses plain flock(1) and comes later.
     LockFile,
+    /// The nearest earlier job that asks for cores of its own has some: see [`cores`](super::cores::cores).
+    Turn(Entry),
+    /// Any of the jobs that have cores of their own has ended.
+    Cores,
+    /// What is left of jobs that have cores of their own, and neither supervisor nor guard.
+    Orphans,
 }
 
 /// Decides for the job `me`, given every ticket of the queue in any order.
@@ -145,6 +151,9 @@ mod tests {
                 Decision::Start => prop_assert!(in_the_way.is_empty()),
                 Decision::Wait(Target::LockFile) => {
                     prop_assert!(!in_the_way.is_empty() && in_the_way.iter().all(|(_, life)| *life == Holding));
+                }
+                other @ Decision::Wait(Target::Turn(_) | Target::Cores | Target::Orphans) => {
+                    prop_assert!(false, "{other:?}");
                 }
                 Decision::Wait(Target::Ticket(entry)) => {
                     let index = usize::try_from(entry.number).unwrap() - 1;

@@ -26,6 +26,7 @@
 //!   place, and afterwards nothing is left to clean.
 //! - The lock file alone excludes. A ticket that lies, or that cannot be read, can change the order, never that.
 
+pub mod cores;
 pub mod decide;
 pub mod file;
 mod ofd;
@@ -40,9 +41,10 @@ pub mod waiting;
 
 use std::path::{Path, PathBuf};
 
+pub use cores::{Claim, Cores};
 pub use decide::{Decision, Entry, Life, Target};
 pub use file::LockFile;
-pub use place::{Ahead, Hold, Lock, Other, Place, Woken};
+pub use place::{Ahead, Ask, Hold, Lock, Other, Place, Woken};
 pub use queue::Queue;
 pub use record::{Change, Joined, Record};
 pub use ticket::{Seen, Ticket, Version};

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
+use super::cores::{self, Claim, Cores};
 use super::decide::{Decision, Entry, Life, Target, decide};
 use super::file::LockFile;
 use super::ofd::whole_file;
@@ -15,6 +17,7 @@ use super::wait::{self, Call, Slept};
 use super::waiting::Waiting;
 use super::{LockError, queue_directory};
 use crate::job::Mode;
+use crate::pin::{CpuList, Lease};
 use crate::poll::Limits;
 use crate::step::Step;
 
@@ -24,8 +27,20 @@ const LOOKED_AT: usize = 64;
 /// Asks whether a dead ticket names nothing any more; see [`Queue`].
 pub type Spent<'a> = &'a mut dyn FnMut(&Seen, &Record) -> bool;
 
+/// How long even `--nonblock` and `--wait` let others have the directory locked, who have it for a moment only.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a shared job that asks for cores of its own brings along.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    /// Chooses its cores: none of the first, which are somebody's alone, and if possible none of the second.
+    pub pick: &'a dyn Fn(&CpuList, &CpuList) -> Option<Lease>,
+    /// Whether nothing is left of a dead job: see [`Spent`].
+    pub spent: &'a dyn Fn(&Seen, &Record) -> bool,
+}
+
 /// How waiting for the machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Woken {
     /// The machine is ours.
     Held,
@@ -35,6 +50,8 @@ pub enum Woken {
     Interrupted,
     /// The deadline passed.
     TimedOut,
+    /// These have no supervisor and no guard, and cores that are needed: to be ended, or to be waited for.
+    Orphans(Vec<(Seen, Record)>),
 }
 
 /// Another job that is alive, by its ticket.
@@ -69,6 +86,8 @@ pub struct Ahead {
     pub holders: Vec<Other>,
     /// The supervisors of the jobs that were looked at, whoever they are.
     pub supervisors: Vec<i32>,
+    /// Where cores are waited for: every processor that is somebody's alone.
+    pub taken: Option<CpuList>,
 }
 
 /// A job in the queue.
@@ -87,6 +106,10 @@ pub struct Place {
     was_stopped: bool,
     /// It let its ticket go, and has not come back.
     is_stopped: bool,
+    /// The cores that it has to itself.
+    lease: Option<Lease>,
+    /// What others had and wanted of cores when it last asked for some.
+    claims: Vec<(Entry, Claim)>,
 }
 
 impl Place {
@@ -105,7 +128,19 @@ impl Place {
         };
         let mode = joined.mode;
         let Lock { file, queue } = lock;
-        Ok(Ok(Self { file, queue, ticket, joined, mode, before, stale: false, was_stopped: false, is_stopped: false }))
+        Ok(Ok(Self {
+            file,
+            queue,
+            ticket,
+            joined,
+            mode,
+            before,
+            stale: false,
+            was_stopped: false,
+            is_stopped: false,
+            lease: None,
+            claims: Vec::new(),
+        }))
     }
 
     /// Our ticket.
@@ -118,14 +153,15 @@ impl Place {
         &self.file
     }
 
-    /// Waits until the machine is ours. With `nonblock` it never sleeps. `on_wait` is told once per change of what
-    /// is waited for, never woken for anything else. May be called again after `Interrupted`.
+    /// Waits until the machine is ours, and cores that `ask` is for. With `nonblock` it never sleeps. `on_wait` is told once per
+    /// change of what is waited for, never woken for anything else. May be called again after `Interrupted` and `Orphans`.
     ///
     /// # Errors
     /// See [`LockError`].
     pub fn wait(
         &mut self,
         nonblock: bool,
+        ask: Option<Ask<'_>>,
         limits: Limits<'_>,
         mut on_wait: impl FnMut(Ahead, &Self),
     ) -> Result<Woken, LockError> {
@@ -133,13 +169,25 @@ impl Place {
         let mut next = Waiting::Look;
         loop {
             next = match next {
-                Waiting::Look | Waiting::LookAgain => next.looked(self.decide()?),
+                Waiting::Look | Waiting::LookAgain => {
+                    let lacks_cores = ask.is_some() && self.lease.is_none();
+                    next.looked(self.decide()?, lacks_cores)
+                }
+                Waiting::AskForCores => match ask.map(|ask| self.ask_for_cores(ask, limits)).transpose()? {
+                    Some(Some(cores)) => Waiting::asked(&cores),
+                    Some(None) if is_late(limits) => return Ok(Woken::TimedOut),
+                    Some(None) => return Ok(Woken::Interrupted),
+                    None => Waiting::TryLock,
+                },
                 Waiting::TryLock => Waiting::tried(self.file.try_lock(self.mode)?),
                 Waiting::Sleep(_) if nonblock => return Ok(Woken::Busy),
                 Waiting::Sleep(target) => {
                     if told != Some(target) {
                         told = Some(target);
-                        on_wait(self.ahead()?, self);
+                        on_wait(self.ahead_of(Some(target))?, self);
+                    }
+                    if target == Target::Orphans {
+                        return Ok(Woken::Orphans(self.orphans_with_cores()));
                     }
                     match self.sleep_on(target, limits)? {
                         Slept::Done => Waiting::woke(target),
@@ -184,7 +232,49 @@ impl Place {
                 Some(seen) => sleep(Call::WriterGone(seen.as_fd())),
                 None => Ok(Slept::Done),
             },
+            Target::Turn(entry) => match self.queue.try_see(entry)? {
+                Some(seen) => sleep(Call::AskerServed(seen.as_fd())),
+                None => Ok(Slept::Done),
+            },
+            Target::Cores => {
+                let have = self.claims.iter().filter(|(_, claim)| matches!(claim, Claim::Has(_)));
+                let seen: Vec<Option<Seen>> =
+                    have.map(|&(entry, _)| self.queue.try_see(entry)).collect::<Result<_, _>>()?;
+                let calls: Vec<Call<'_>> = seen.iter().flatten().map(|seen| Call::WriterGone(seen.as_fd())).collect();
+                if calls.len() < seen.len() {
+                    // One of them has gone already.
+                    return Ok(Slept::Done);
+                }
+                wait::sleep_on_any(&calls, interrupt, deadline).map_err(LockError::Wait)
+            }
+            // Whoever knows job groups deals with them.
+            Target::Orphans => Ok(Slept::Done),
         }
+    }
+
+    /// Asks for cores, under the directory's lock: nobody else is given any meanwhile, and no stopped waiter comes back. `None`
+    /// if `limits` ended the wait for that.
+    fn ask_for_cores(&mut self, ask: Ask<'_>, limits: Limits<'_>) -> Result<Option<Cores<Lease>>, LockError> {
+        let patient = limits.deadline.map(|at| at.max(Instant::now() + PATIENCE));
+        let Some(_lock) = self.queue.lock_directory(limits.interrupt, patient)? else { return Ok(None) };
+        self.claims = claims(&self.queue, self.ticket.entry, ask.spent)?;
+        let cores = cores::cores(self.ticket.entry, &self.claims, ask.pick);
+        if let Cores::Take(lease) = &cores {
+            self.ticket.record(&Change::Cores { cpus: lease.reserved.clone() })?;
+            self.ticket.served();
+            self.lease = Some(lease.clone());
+        }
+        Ok(Some(cores))
+    }
+
+    /// Those that have cores, and neither supervisor nor guard: ours, which can be ended, or else the first.
+    fn orphans_with_cores(&self) -> Vec<(Seen, Record)> {
+        let left = |ours| {
+            let left = self.claims.iter().filter(move |(_, claim)| matches!(claim, Claim::Left(_, is) if *is == ours));
+            left.filter_map(|&(entry, _)| self.queue.see(entry)).filter_map(|seen| seen.record().map(|it| (seen, it)))
+        };
+        let ours: Vec<_> = left(true).collect();
+        if ours.is_empty() { left(false).take(1).collect() } else { ours }
     }
 
     /// We have the lock file: check that it still excludes others, and say so in the ticket.
@@ -208,6 +298,14 @@ impl Place {
     /// # Errors
     /// The queue directory could not be read.
     pub fn ahead(&self) -> Result<Ahead, LockError> {
+        self.ahead_of(None)
+    }
+
+    /// The same for whoever sleeps on `target`.
+    fn ahead_of(&self, target: Option<Target>) -> Result<Ahead, LockError> {
+        if matches!(target, Some(Target::Turn(_) | Target::Cores | Target::Orphans)) {
+            return Ok(self.ahead_for_cores());
+        }
         let me = self.ticket.entry;
         let queue = who_may_have_started(&self.queue, &self.before, self.was_stopped)?;
         let conflicting = |e: Entry| e.number < me.number && e.mode.conflicts_with(me.mode);
@@ -225,12 +323,30 @@ impl Place {
                 holders.push(other);
             }
         }
-        Ok(Ahead { jobs, exact, holders, supervisors })
+        Ok(Ahead { jobs, exact, holders, supervisors, taken: None })
+    }
+
+    /// Who has cores, or asked for some before us, as of when we asked.
+    fn ahead_for_cores(&self) -> Ahead {
+        let me = self.ticket.entry;
+        let in_the_way = self.claims.iter().filter(|(entry, claim)| match claim {
+            Claim::Asks => entry.number < me.number,
+            Claim::Has(_) | Claim::Left(..) => true,
+            Claim::Uses(_) => false,
+        });
+        let entries: Vec<Entry> = in_the_way.map(|&(entry, _)| entry).collect();
+        let seen = entries.iter().take(LOOKED_AT).filter_map(|&entry| self.queue.see(entry));
+        let others: Vec<Other> = seen.filter_map(|seen| Other::seen(&seen)).collect();
+        let supervisors = others.iter().map(|other| other.record.joined.pid).collect();
+        let holders = others.into_iter().filter(|other| other.record.cores.is_some()).collect();
+        let exact = entries.len() <= LOOKED_AT;
+        Ahead { jobs: entries.len(), exact, holders, supervisors, taken: Some(cores::taken(&self.claims)) }
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].
     pub fn stop(&mut self) {
         (self.was_stopped, self.is_stopped) = (true, true);
+        self.lease = None;
         // If this cannot be written, a newcomer may clean the ticket away and the place is lost: still safe.
         let _ = self.ticket.record(&Change::Stopped);
         let _ = fcntl(self.ticket.file(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
@@ -269,13 +385,19 @@ impl Place {
     }
 
     /// Whether a job that came later and conflicts with us was started meanwhile, be it alive or an orphan. Then we go
-    /// to the end, so that whoever may have members when we start is always ahead of us: see [`Hold::dead`].
+    /// to the end, so that whoever may have members when we start is always ahead of us: see [`Hold::dead`]. If we ask for
+    /// cores, so does one that came later and has some: it may wait for somebody between us, who would wait for us.
     fn overtaken(&self) -> Result<bool, LockError> {
         let me = self.ticket.entry;
+        let asks = self.joined.cores.is_some();
         let entries = self.queue.entries()?;
-        let later = entries.into_iter().filter(|e| e.number > me.number && e.mode.conflicts_with(me.mode));
-        let started = |seen: Seen| seen.record().is_some_and(|record| record.granted_usec.is_some());
-        Ok(later.filter_map(|entry| self.queue.see(entry)).any(started))
+        let later = entries.into_iter().filter(|e| e.number > me.number && (asks || e.mode.conflicts_with(me.mode)));
+        let passed = |seen: Seen| {
+            let started = |record: Record| record.granted_usec.is_some() && seen.entry.mode.conflicts_with(me.mode);
+            let served = |record: &Record| asks && record.cores.is_some();
+            seen.record().is_some_and(|record| served(&record) || started(record))
+        };
+        Ok(later.filter_map(|entry| self.queue.see(entry)).any(passed))
     }
 
     /// Leaves the queue. A ticket that was let go is left to a newcomer, who removes it under the directory's lock.
@@ -287,9 +409,34 @@ impl Place {
 
     /// After [`Woken::Held`].
     pub fn hold(self) -> Hold {
-        let Self { file, queue, ticket, before, was_stopped, .. } = self;
-        Hold { file, queue, ticket, before, was_stopped }
+        let Self { file, queue, ticket, before, was_stopped, lease, .. } = self;
+        Hold { file, queue, ticket, before, was_stopped, lease }
     }
+}
+
+fn is_late(limits: Limits<'_>) -> bool {
+    limits.deadline.is_some_and(|at| at <= Instant::now())
+}
+
+/// What every other shared job has and wants of cores. A dead one's count as long as something is left of it, but not those of
+/// a stopped waiter.
+fn claims(queue: &Queue, me: Entry, spent: &dyn Fn(&Seen, &Record) -> bool) -> Result<Vec<(Entry, Claim)>, LockError> {
+    let mut claims = Vec::new();
+    for entry in queue.entries()?.into_iter().filter(|entry| *entry != me && entry.mode == Mode::Shared) {
+        let Some(seen) = queue.try_see(entry)? else { continue };
+        let live = seen.is_live();
+        // One that cannot be read cannot be known to ask for any, and lets everybody pass who asks for none.
+        let Some(record) = seen.record() else { continue };
+        let claim = match (&record.cores, &record.pinned) {
+            (Some(cpus), _) if live => Claim::Has(cpus.clone()),
+            (Some(cpus), _) if !record.stopped && !spent(&seen, &record) => Claim::Left(cpus.clone(), seen.is_ours()),
+            (None, _) if live && record.joined.cores.is_some() && seen.holds_asking() => Claim::Asks,
+            (None, Some(pinned)) if live => Claim::Uses(pinned.cpus.clone()),
+            _ => continue,
+        };
+        claims.push((entry, claim));
+    }
+    Ok(claims)
 }
 
 /// Those before us, and everybody where we were stopped: then those that have the machine may have come later.
@@ -324,12 +471,18 @@ pub struct Hold {
     /// What was before us when we last looked.
     before: Vec<Entry>,
     was_stopped: bool,
+    lease: Option<Lease>,
 }
 
 impl Hold {
     /// Our ticket.
     pub fn ticket(&self) -> &Ticket {
         &self.ticket
+    }
+
+    /// The cores that the job has to itself, if it asked for some.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
     }
 
     /// The descriptors whose open file descriptions are the lock and the ticket's life: a guard shares them.

@@ -208,9 +208,7 @@ impl Queue {
         seen: &Seen,
         spent: &mut dyn FnMut(&Seen, &Record) -> bool,
     ) -> bool {
-        let own_uid = rustix::process::geteuid().as_raw();
-        let permitted = own_uid == 0 || own_uid == seen.uid;
-        if !permitted || seen.is_live() {
+        if !seen.is_ours() || seen.is_live() {
             return false;
         }
         // A dead ticket without a first line was never published whole: nothing hangs on it.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::job::Mode;
+use crate::pin::{CpuList, Partition, Strength};
 use crate::procfs::{Proc, Stat};
 
 /// The version of the record's format. A live ticket of a newer one is waited for, whatever it says.
@@ -47,6 +48,9 @@ pub struct Joined {
     /// `--message`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// How many cores of its own it asks for, beside other shared jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<usize>,
 }
 
 impl Joined {
@@ -100,7 +104,17 @@ pub enum Change {
         backend: String,
         /// Its path in the v2 hierarchy, where it has one.
         path: Option<PathBuf>,
+        /// Its path in the v1 cpuset hierarchy, where it is pinned there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cpuset: Option<PathBuf>,
     },
+    /// It has cores to itself. Written under the directory's lock, and before the lock file is asked for.
+    Cores {
+        /// Every thread of them.
+        cpus: CpuList,
+    },
+    /// Where the job runs, from before the command executes.
+    Pinned(Pinned),
     /// The guard.
     Guard {
         /// Its pid.
@@ -122,6 +136,20 @@ pub enum Change {
     Unknown,
 }
 
+/// Where a job runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Processors.
+    pub cpus: CpuList,
+    /// Memory nodes; none where it may use all that it could before.
+    pub memory_nodes: CpuList,
+    /// How that is kept: see [`crate::pin::Strength`].
+    pub strength: Strength,
+    /// The kind of the cpuset partition, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<Partition>,
+}
+
 /// What a ticket says, all lines taken together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -131,6 +159,12 @@ pub struct Record {
     pub granted_usec: Option<u64>,
     /// Backend and group.
     pub group: Option<(String, Option<PathBuf>)>,
+    /// Its group in the v1 cpuset hierarchy.
+    pub cpuset: Option<PathBuf>,
+    /// The cores that it has to itself.
+    pub cores: Option<CpuList>,
+    /// Where it runs.
+    pub pinned: Option<Pinned>,
     /// The guard's pid.
     pub guard_pid: Option<i32>,
     /// The command ended.
@@ -151,6 +185,9 @@ impl Record {
             joined: serde_json::from_slice(lines.next()?).ok()?,
             granted_usec: None,
             group: None,
+            cpuset: None,
+            cores: None,
+            pinned: None,
             guard_pid: None,
             releasing: false,
             stopped: false,
@@ -164,11 +201,18 @@ impl Record {
             };
             match change {
                 Change::Granted { at_usec } => record.granted_usec = Some(at_usec),
-                Change::Group { backend, path } => record.group = Some((backend, path)),
+                Change::Group { backend, path, cpuset } => {
+                    record.group = Some((backend, path));
+                    record.cpuset = cpuset;
+                }
+                Change::Cores { cpus } => record.cores = Some(cpus),
+                Change::Pinned(pinned) => record.pinned = Some(pinned),
                 Change::Guard { pid } => record.guard_pid = Some(pid),
                 Change::Releasing => record.releasing = true,
                 Change::Cancelled { by_uid } => record.cancelled_by = Some(by_uid),
-                Change::Stopped | Change::Resumed | Change::Unknown => {}
+                // Whoever lets its ticket go lets its cores go.
+                Change::Stopped => record.cores = None,
+                Change::Resumed | Change::Unknown => {}
             }
         }
         Some(record)
@@ -219,6 +263,7 @@ mod tests {
             mode: Mode::Shared,
             command: vec!["make".to_owned(), "-j".to_owned()],
             message: None,
+            cores: None,
         }
     }
 
@@ -257,9 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn where_a_job_runs_is_read_again() {
+        let list = |text: &str| text.parse::<CpuList>().unwrap();
+        let pinned = Pinned {
+            cpus: list("0-1"),
+            memory_nodes: list("0"),
+            strength: Strength::Hard,
+            partition: Some(Partition::Isolated),
+        };
+        let cpuset = Some(PathBuf::from("/perflock-1"));
+        let group = Change::Group { backend: "v2".to_owned(), path: None, cpuset: cpuset.clone() };
+        let lines = [Change::Cores { cpus: list("0-3") }, group, Change::Pinned(pinned.clone())];
+        let record = Record::parse(&text(&lines)).unwrap();
+        assert_eq!((record.cores, record.cpuset, record.pinned), (Some(list("0-3")), cpuset, Some(pinned)));
+    }
+
+    #[test]
     fn a_newer_version_s_lines_are_passed_over() {
         let mut ticket = text(&[]);
-        ticket.extend(b"{\"event\":\"cores\",\"list\":[1]}\nnonsense\n{\"event\":\"releasing\"}\n");
+        ticket.extend(b"{\"event\":\"moods\",\"list\":[1]}\nnonsense\n{\"event\":\"releasing\"}\n");
         assert!(Record::parse(&ticket).unwrap().releasing);
     }
 
@@ -273,8 +334,13 @@ mod tests {
     fn any_change() -> impl Strategy<Value = Change> {
         prop_oneof![
             any::<u64>().prop_map(|at_usec| Change::Granted { at_usec }),
-            any::<(String, Option<String>)>()
-                .prop_map(|(backend, path)| Change::Group { backend, path: path.map(PathBuf::from) }),
+            any::<(String, Option<String>)>().prop_map(|(backend, path)| Change::Group {
+                backend,
+                path: path.map(PathBuf::from),
+                cpuset: None
+            }),
+            proptest::collection::vec(0..200_u32, 0..6)
+                .prop_map(|cpus| Change::Cores { cpus: cpus.into_iter().collect() }),
             any::<i32>().prop_map(|pid| Change::Guard { pid }),
             Just(Change::Releasing),
             Just(Change::Stopped),
@@ -312,6 +378,12 @@ mod tests {
                 _ => None,
             });
             prop_assert_eq!(record.granted_usec, granted);
+            let cores = changes.iter().rev().find_map(|change| match change {
+                Change::Cores { cpus } => Some(Some(cpus.clone())),
+                Change::Stopped => Some(None),
+                _ => None,
+            });
+            prop_assert_eq!(&record.cores, &cores.flatten());
             let cut = cut.index(text.len() + 1);
             let whole = text[..cut].iter().filter(|&&b| b == b'\n').count();
             let complete: usize = lines[..whole].iter().map(|line| line.len() + 1).sum();

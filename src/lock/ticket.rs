@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use super::LockError;
 use super::decide::{Entry, Life};
 use super::file::CAREFULLY;
-use super::ofd::whole_file;
+use super::ofd::{asking, whole_file};
 use super::record::{self, Change, MAX_SIZE, Record, append};
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
@@ -76,6 +76,11 @@ impl Ticket {
     /// The filesystem is full or failed.
     pub fn record(&self, change: &Change) -> Result<(), LockError> {
         Ok(append(&self.file, change).map_err(FileError::on("write to the ticket", &self.path))?)
+    }
+
+    /// Tells who waits for it that this job asks for no cores any more.
+    pub(super) fn served(&self) {
+        let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&asking(libc::F_UNLCK)));
     }
 
     /// Takes the ticket out of the queue. It is unlinked while it is still locked, or the directory is: nobody else
@@ -151,6 +156,13 @@ impl Seen {
         fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut probe)).is_ok() && i32::from(probe.l_type) != libc::F_UNLCK
     }
 
+    /// Whether its job still has the part of the lock that stands for asking for cores. What its text says of that is not
+    /// enough: to sleep on a part that nobody has would be no sleep.
+    pub(super) fn holds_asking(&self) -> bool {
+        let mut probe = asking(libc::F_RDLCK);
+        fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut probe)).is_ok() && i32::from(probe.l_type) != libc::F_UNLCK
+    }
+
     /// What the ticket says.
     pub fn record(&self) -> Option<Record> {
         record::read(&self.file)
@@ -198,6 +210,12 @@ impl Seen {
             Some(record) if record.granted_usec.is_some() => Life::Holding,
             _ => Life::Waiting,
         }
+    }
+
+    /// Whether we may end what is left of its job: our own, and root anybody's.
+    pub fn is_ours(&self) -> bool {
+        let own = rustix::process::geteuid();
+        own.is_root() || own.as_raw() == self.uid
     }
 
     /// Which job it is, if the ticket can be read.

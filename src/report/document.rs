@@ -11,7 +11,9 @@ use crate::cgroup::Usage;
 use crate::cgroup::usage::SOURCES;
 use crate::child::{Exit, WaitedFor};
 use crate::job::Mode;
+use crate::lock::record::Pinned;
 use crate::machine::Machine;
+use crate::pin::{CpuList, Partition, Strength};
 use crate::user;
 
 /// The version of the format.
@@ -206,12 +208,40 @@ pub struct Process {
 /// Where a job was allowed to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pins {
-    /// Who made it so: `null` where perflock did not, and the job had what perflock was started with.
+    /// What made it so: `cpuset` or `affinity`; `null` where perflock did not, and the job had what perflock was started with.
     pub by: Option<&'static str>,
+    /// Whether it could leave.
+    pub strength: Option<Strength>,
     /// Processors.
     pub cpus: Option<String>,
     /// Memory nodes.
     pub memory_nodes: Option<String>,
+    /// Cores that it had to itself among those who ask for cores, with every thread.
+    pub reserved: Option<CpuList>,
+    /// The processors were nobody else's at all.
+    pub partition: Option<Partition>,
+    /// Where else its main process could run when it ended: it changed its affinity. `null` where it did not, or nobody saw.
+    pub moved_to: Option<CpuList>,
+    /// Processors of it that were offline at its end.
+    pub offline: Option<CpuList>,
+}
+
+impl Pins {
+    /// A job that was pinned.
+    pub fn by_perflock(pinned: &Pinned, reserved: Option<&CpuList>) -> Self {
+        Self {
+            by: Some(match pinned.strength {
+                Strength::Hard => "cpuset",
+                Strength::Soft => "affinity",
+            }),
+            strength: Some(pinned.strength),
+            cpus: Some(pinned.cpus.to_string()),
+            memory_nodes: Some(pinned.memory_nodes.to_string()),
+            reserved: reserved.cloned(),
+            partition: pinned.partition,
+            ..Self::default()
+        }
+    }
 }
 
 impl Report {

@@ -7,6 +7,7 @@ use super::facts::{self, Fact, UNKNOWN};
 use crate::child::WaitedFor;
 use crate::job::Mode;
 use crate::machine::Machine;
+use crate::pin::{Partition, Strength};
 use crate::text;
 
 /// Only processes that were waited for were counted.
@@ -221,10 +222,20 @@ fn many(count: usize, named: &[super::document::Process]) -> String {
 
 fn pins(report: &Report) -> String {
     let pins = &report.pins;
-    let who = pins.by.unwrap_or("none by perflock");
-    let cpus = pins.cpus.as_ref().map(|cpus| format!("; cpus {cpus}")).unwrap_or_default();
-    let nodes = pins.memory_nodes.as_ref().map(|nodes| format!(", memory nodes {nodes}")).unwrap_or_default();
-    format!("{who}{cpus}{nodes}")
+    let who = match pins.strength {
+        None => "none by perflock",
+        Some(Strength::Hard) => "hard, by a cpuset",
+        Some(Strength::Soft) => "soft, by affinity, which it could change",
+    };
+    let cpus = pins.cpus.as_ref().map(|cpus| format!("; cpus {cpus}"));
+    let nodes = pins.memory_nodes.as_ref().map(|nodes| format!(", memory nodes {nodes}"));
+    let reserved = pins.reserved.as_ref().map(|cpus| format!("; cores of its own: cpus {cpus}"));
+    let partition = pins.partition.map(|partition| match partition {
+        Partition::Isolated => "; isolated".to_owned(),
+        Partition::Root => "; nobody else on them".to_owned(),
+    });
+    let moved = pins.moved_to.as_ref().map(|cpus| format!("; it changed that, and could run on cpus {cpus} too"));
+    [Some(who.to_owned()), cpus, nodes, reserved, partition, moved].into_iter().flatten().collect()
 }
 
 fn tracking(backend: &'static str) -> String {
@@ -301,6 +312,7 @@ pub fn notes(report: &Report) -> Vec<String> {
             let count = text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process");
             format!("{count} of it killed by the kernel, since the group or the machine had no memory left")
         }),
+        report.pins.offline.as_ref().map(|cpus| format!("cpus {cpus} of its pin were offline at its end: it had fewer")),
         (usage.swap_bytes.unwrap_or(0) > 0).then(|| "some of its memory was swapped out".to_owned()),
     ]
     .into_iter()
@@ -312,6 +324,7 @@ pub fn notes(report: &Report) -> Vec<String> {
 mod tests {
     use super::super::document::{Leftovers, Person, Pins, Process, Waited};
     use super::*;
+    use crate::lock::record::Pinned;
     use std::time::SystemTime;
 
     fn report() -> Report {
@@ -339,7 +352,7 @@ mod tests {
         report.tracking = Some("v2");
         report.leftovers = Some(Leftovers { count: 9, named: vec![Process { pid: 12, name: "a\tb".to_owned() }] });
         report.escaped = Some(Vec::new());
-        report.pins = Pins { by: None, cpus: Some("0-7".to_owned()), memory_nodes: None };
+        report.pins.cpus = Some("0-7".to_owned());
         report.machine.turbo = Some(true);
         report.notes = notes(&report);
         report
@@ -369,6 +382,29 @@ mod tests {
   note              it had the machine 2.660s longer than the command ran, for what the command left
   note              at least: counted are processes that were waited for, since the job's group keeps no such count here";
         assert_eq!(text(&report()), expected);
+    }
+
+    #[test]
+    fn a_pin_reads_like_this() {
+        let list = |text: &str| text.parse().unwrap();
+        let pin = |pinned: Pinned, reserved: Option<&str>| {
+            let mut report = report();
+            report.pins = Pins::by_perflock(&pinned, reserved.map(list).as_ref());
+            report
+        };
+        let soft = Pinned { cpus: list("0-1"), memory_nodes: list("0"), strength: Strength::Soft, partition: None };
+        let mut moved = pin(soft.clone(), None);
+        (moved.pins.moved_to, moved.pins.offline) = (Some(list("2-7")), Some(list("1")));
+        assert_eq!(
+            pins(&moved),
+            "soft, by affinity, which it could change; cpus 0-1, memory nodes 0; it changed that, and could run on cpus 2-7 too"
+        );
+        assert_eq!(notes(&moved).last().unwrap(), "cpus 1 of its pin were offline at its end: it had fewer");
+        let hard = Pinned { strength: Strength::Hard, partition: Some(Partition::Isolated), ..soft };
+        assert_eq!(
+            pins(&pin(hard, Some("0-1,4-5"))),
+            "hard, by a cpuset; cpus 0-1, memory nodes 0; cores of its own: cpus 0-1,4-5; isolated"
+        );
     }
 
     #[test]

@@ -17,10 +17,12 @@ use crate::clock;
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
 use crate::lock::outsiders::Outsider;
+use crate::lock::record::Pinned;
 use crate::lock::{Lock, Other, Record, Seen};
 use crate::machine::{self, Machine};
 use crate::nested;
 use crate::orphan;
+use crate::pin::{CpuList, topology};
 use crate::procfs::Proc;
 use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, Reason, Report, in_usec};
 use crate::report::full;
@@ -168,6 +170,16 @@ impl Account {
         self.note(|report| report.tracking = Some(backend.name()));
     }
 
+    /// It runs there, and has these cores to itself.
+    pub(super) fn pinned(&self, pinned: &Pinned, reserved: Option<&CpuList>) {
+        self.note(|report| report.pins = Pins::by_perflock(pinned, reserved));
+    }
+
+    /// Its main process was allowed to run there too.
+    pub(super) fn moved_to(&self, cpus: Option<CpuList>) {
+        self.note(|report| report.pins.moved_to = cpus);
+    }
+
     /// The command runs since then.
     pub(super) fn runs(&self, since: Instant) {
         self.0.iter().for_each(|open| open.started.set(Some(since)));
@@ -301,8 +313,13 @@ fn add(known: &mut Vec<Neighbour>, seen: Vec<Neighbour>) {
 /// What is looked up when a job is over.
 fn look_around(report: &mut Report) {
     let root = Path::new("/");
-    let (cpus, memory_nodes) = machine::allowed(root);
-    report.pins = Pins { by: None, cpus, memory_nodes };
+    if report.pins.by.is_none() {
+        (report.pins.cpus, report.pins.memory_nodes) = machine::allowed(root);
+    } else {
+        let pinned: Option<CpuList> = report.pins.cpus.as_deref().and_then(|cpus| cpus.parse().ok());
+        let offline = pinned.zip(topology::online(root).ok()).map(|(cpus, online)| cpus.without(&online));
+        report.pins.offline = offline.filter(|offline| !offline.is_empty());
+    }
     report.machine = Machine::read(root);
     report.notes = full::notes(report);
     report.name_users();

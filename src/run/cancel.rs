@@ -173,7 +173,7 @@ impl Target<'_> {
         match self.group()? {
             Some(group) => {
                 self.kill(&*group)?;
-                let _ = group.remove();
+                orphan::remove(Some(&*group), &self.seen, &self.record, &self.here.mountinfo);
                 Ok(())
             }
             None => Err(Error::Refused(format!(

@@ -2,21 +2,28 @@
 
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::Duration;
 
+use super::pinning::{self, Pinning};
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
+use crate::cgroup::cpuset::{self, Way};
 use crate::cgroup::scope;
 use crate::cgroup::systemd::{Manager, Missing, NoAnswer};
+use crate::cgroup::v2::Location;
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
+use crate::error::FileError;
 use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
+use crate::pin::Partition;
 use crate::report;
 use crate::step::Step;
 use crate::supervisor::command::Command;
 use crate::supervisor::guard::{Charge, Guard, until_empty};
 use crate::supervisor::launcher::{Launched, Launcher, NotLaunched, Work};
+use crate::supervisor::placement::Placement;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::spawn::{self, Main, SpawnError};
+use crate::supervisor::spawn::{self, Main, SpawnError, Start};
 use crate::supervisor::step::News;
 use crate::supervisor::{Notice, Outcome, Read, StartGuard, Supervisor};
 
@@ -33,6 +40,17 @@ pub(super) struct Job<'a> {
     pub(super) name: &'a str,
     /// What its environment has besides ours.
     pub(super) variables: &'a [(&'a str, String)],
+    /// Where it is to run, if that was asked for.
+    pub(super) pinning: Option<&'a Pinning<'a>>,
+}
+
+/// How a job is kept where it is to run.
+#[derive(Debug, Default)]
+struct Kept {
+    /// `None`: nowhere in particular.
+    way: Option<Way>,
+    /// Its group in the v1 hierarchy.
+    cpuset: Option<cpuset::V1>,
 }
 
 /// A job that was seen to its end.
@@ -51,6 +69,7 @@ impl Job<'_> {
         let mut shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
         shared.extend(self.run.account.descriptor());
         let after = |usage| {
+            let _ = self.remove_cpuset();
             self.run.account.gives_back();
             if let Some(hold) = self.hold {
                 hold.release_by_guard();
@@ -58,10 +77,21 @@ impl Job<'_> {
             self.run.account.supervisor_lost(usage);
         };
         let charge = Charge { keep: &shared, after: &after };
+        let result = self.in_a_place(detected, mountinfo, charge);
+        if result.is_err() {
+            // The error is what there is to say.
+            let _ = self.remove_cpuset();
+        }
+        result
+    }
+
+    fn in_a_place(&self, detected: &mut Detected, mountinfo: &str, charge: Charge<'_>) -> Result<Finished, Error> {
         let mut leaving = None;
         while !detected.places.is_empty() {
-            match detected.places.remove(0) {
-                Place::Scope(manager) => match self.in_scope(&manager, charge, mountinfo, &mut leaving)? {
+            let place = detected.places.remove(0);
+            let way = self.pinning.map(|pinning| pinning.way(&place));
+            match place {
+                Place::Scope(manager) => match self.in_scope(&manager, way, charge, mountinfo, &mut leaving)? {
                     Ok(finished) => return Ok(finished),
                     Err(Missing { why, cure }) => {
                         detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure });
@@ -74,26 +104,97 @@ impl Job<'_> {
                     // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
                     self.record_group(Backend::V2, Some(parent.child(self.name).path))?;
                     Step::GroupNamed.reached();
-                    return self.in_group(&mut v2::Group::create(&parent, self.name)?, charge);
+                    let kept = self.keep(way)?;
+                    let mut group = v2::Group::create(&parent, self.name)?;
+                    if let (Some(pinning), Some(Way::V2)) = (self.pinning, &kept.way) {
+                        let partition = self.restrict(pinning, &parent, &group).inspect_err(|_| abandon(&group))?;
+                        self.record_pin(&kept, partition)?;
+                        return self.in_group(&mut group, &kept, charge);
+                    }
+                    self.record_pin(&kept, None)?;
+                    return self.in_group(&mut group, &kept, charge);
                 }
                 Place::Subreaper => {
                     self.record_group(Backend::Subreaper, None)?;
                     Step::GroupNamed.reached();
+                    let kept = self.keep(way)?;
+                    self.record_pin(&kept, None)?;
                     let mut group = subreaper::Group::create(self.name)?;
                     // A launcher that leaves is a child of ours, but none of the job's.
                     leaving.into_iter().for_each(|pid| group.exclude(pid));
-                    return self.in_group(&mut group, charge);
+                    return self.in_group(&mut group, &kept, charge);
                 }
             }
         }
         Err(no_group(detected))
     }
 
+    /// Makes the job's group in the v1 cpuset hierarchy, if it gets one. Its ticket names it already.
+    fn keep(&self, way: Option<Way>) -> Result<Kept, Error> {
+        let v1 = self.pinning.and_then(|pinning| Some((pinning.v1.clone()?, pinning)));
+        let cpuset = match (&way, v1) {
+            (Some(Way::V1(_)), Some((location, pinning))) => Some(cpuset::V1::create(location, &pinning.pin)?),
+            _ => None,
+        };
+        Ok(Kept { way, cpuset })
+    }
+
+    /// Restricts the job's own group, below the root of the v2 hierarchy.
+    fn restrict(&self, pinning: &Pinning<'_>, root: &Location, group: &v2::Group) -> Result<Option<Partition>, Error> {
+        cpuset::enable_below(&root.directory())?;
+        let directory = group.location().directory();
+        cpuset::restrict(&directory, &pinning.pin)?;
+        self.isolate(pinning, &directory)
+    }
+
+    /// Takes its processors from everybody else, if that was asked for.
+    fn isolate(&self, pinning: &Pinning<'_>, restricted: &Path) -> Result<Option<Partition>, Error> {
+        if !pinning.is_isolated() {
+            return Ok(None);
+        }
+        let partition = cpuset::isolate(restricted, &pinning.pin)?;
+        if partition == Partition::Root {
+            self.run.say.note_now(
+                "this kernel cannot isolate processors: nobody else uses them, but it balances load between them",
+            );
+        }
+        Ok(Some(partition))
+    }
+
+    /// Says in ticket and report where the job runs.
+    fn record_pin(&self, kept: &Kept, partition: Option<Partition>) -> Result<(), Error> {
+        if let (Some(pinning), Some(way)) = (self.pinning, &kept.way) {
+            let told = pinning.told(way, partition);
+            self.run.account.pinned(&told, pinning.pin.reserved.as_ref());
+            if let Some(hold) = self.hold {
+                hold.ticket().record(&Change::Pinned(told))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the command is started with.
+    fn start_with<'a>(&'a self, kept: &'a Kept) -> Result<Start<'a>, Error> {
+        let placement = match (self.pinning, &kept.way) {
+            (Some(pinning), Some(way)) => pinning.placement(way)?,
+            _ => Placement::default(),
+        };
+        let tasks = kept.cpuset.as_ref().map(cpuset::V1::tasks);
+        let placement = Placement { tasks, ..placement };
+        Ok(Start { inherited: &self.run.inherited, variables: self.variables, placement })
+    }
+
+    /// Removes the job's group in the v1 cpuset hierarchy, where it may have one.
+    fn remove_cpuset(&self) -> Result<(), FileError> {
+        self.pinning.and_then(|pinning| pinning.v1.as_ref()).map_or(Ok(()), cpuset::remove_v1)
+    }
+
     /// In a group into which we make guard and command ourselves.
-    fn in_group(&self, group: &mut dyn JobGroup, charge: Charge<'_>) -> Result<Finished, Error> {
+    fn in_group(&self, group: &mut dyn JobGroup, kept: &Kept, charge: Charge<'_>) -> Result<Finished, Error> {
         Step::GroupMade.reached();
         let start_guard = |group: &dyn JobGroup| Guard::start(group, charge);
-        match self.start(group, &start_guard) {
+        let started = self.start_with(kept).and_then(|start| self.start(group, start, &start_guard));
+        match started {
             Ok((guard, main)) => self.watch(group, guard, &main, &start_guard),
             Err(error) => {
                 abandon(group);
@@ -106,14 +207,16 @@ impl Job<'_> {
     fn in_scope(
         &self,
         manager: &Manager,
+        way: Option<Way>,
         charge: Charge<'_>,
         mountinfo: &str,
         leaving: &mut Option<i32>,
     ) -> Result<Result<Finished, Missing>, Error> {
         self.record_group(Backend::Scope, None)?;
+        let kept = self.keep(way)?;
+        let restricted = self.pinning.filter(|_| kept.way == Some(Way::Scope));
         let open = || scope::Group::open_around_us(self.name, mountinfo);
-        let (command, variables) = (self.command, self.variables);
-        let work = Work { command, inherited: &self.run.inherited, variables, charge, open: &open };
+        let work = Work { command: self.command, start: self.start_with(&kept)?, charge, open: &open };
         let launcher = Launcher::start(work).map_err(Error::system("start a process"))?;
         let signalled = Cell::new(None);
         let ends_us = || {
@@ -122,7 +225,8 @@ impl Job<'_> {
         };
         let interrupt = Interrupt { fd: self.signals.fd(), ends_us: &ends_us };
         // The launcher leaves when we end or are killed, and the scope goes with it.
-        let mut group = match scope::Group::create(manager, self.name, launcher.pid, mountinfo, &interrupt) {
+        let asked = restricted.map(|pinning| scope::Restriction { pin: &pinning.pin, isolated: pinning.is_isolated() });
+        let mut group = match scope::Group::create(manager, self.name, asked, launcher.pid, mountinfo, &interrupt) {
             Ok(group) => group,
             Err(NoAnswer { missing, begun }) => {
                 match begun {
@@ -152,9 +256,18 @@ impl Job<'_> {
             }
         };
         self.record(&Change::Guard { pid: guard.pid });
-        // With the launcher gone and the command not yet executing.
+        // With the launcher gone and the command not yet executing. A cpuset becomes a partition before it is divided.
+        let partition = restricted.map_or(Ok(None), |pinning| self.isolate(pinning, &group.scope_directory()));
         group.enable_controllers();
+        let pinned = partition.and_then(|partition| {
+            restricted.map_or(Ok(()), |pinning| group.check_cpuset(&pinning.pin))?;
+            self.record_pin(&kept, partition)
+        });
         let main = gate.map_err(Error::from).and_then(|gate| match fatal(self.signals) {
+            _ if pinned.is_err() => {
+                gate.turn_away();
+                Err(pinned.err().unwrap_or(Error::Signalled(libc::SIGTERM)))
+            }
             // It may have come before the command was born, and then the command does not know of it.
             Some(signal) => {
                 gate.turn_away();
@@ -210,12 +323,14 @@ impl Job<'_> {
             until_empty(group, true, None);
         }
         let removed = group.remove();
+        let unpinned = self.remove_cpuset();
         // In a scope, and where we could not watch, this is the first time that it is told.
         guard.iter().for_each(Guard::end);
         Step::GroupRemoved.reached();
         let outcome = outcome.map_err(Error::system("wait for the command"))?;
+        let errors = [removed.err().map(|error| error.to_string()), unpinned.err().map(|error| error.to_string())];
         let warning = |error| format!("warning: {error}; it is empty, and has to be removed by hand (rmdir)");
-        Ok(Finished { outcome, guard, warnings: removed.map_err(warning).err().into_iter().collect() })
+        Ok(Finished { outcome, guard, warnings: errors.into_iter().flatten().map(warning).collect() })
     }
 
     /// What is to be read of a job that took this long: nothing that nobody is told.
@@ -226,7 +341,12 @@ impl Job<'_> {
         (self.told || self.run.say.is_verbose()).then_some(Usage::read)
     }
 
-    fn start(&self, group: &mut dyn JobGroup, start_guard: &StartGuard<'_>) -> Result<(Guard, Main), Error> {
+    fn start(
+        &self,
+        group: &mut dyn JobGroup,
+        start: Start<'_>,
+        start_guard: &StartGuard<'_>,
+    ) -> Result<(Guard, Main), Error> {
         let guard = start_guard(group).map_err(Error::system("start the guard"))?;
         Step::GuardForked.reached();
         group.exclude(guard.pid);
@@ -236,7 +356,7 @@ impl Job<'_> {
             if let Some(signal) = fatal(self.signals) {
                 break Err(Error::Signalled(signal));
             }
-            match spawn::spawn(self.command, &self.run.inherited, self.signals, group.maker(), self.variables) {
+            match spawn::spawn(self.command, start, self.signals, group.maker()) {
                 Err(SpawnError::Signalled) => {}
                 other => break other.map_err(Error::from),
             }
@@ -255,7 +375,10 @@ impl Job<'_> {
     fn record_group(&self, backend: Backend, path: Option<std::path::PathBuf>) -> Result<(), Error> {
         self.run.account.tracked_by(backend);
         match self.hold {
-            Some(hold) => Ok(hold.ticket().record(&Change::Group { backend: backend.name().to_owned(), path })?),
+            Some(hold) => {
+                let cpuset = self.pinning.and_then(|pinning| Some(pinning.v1.as_ref()?.path.clone()));
+                Ok(hold.ticket().record(&Change::Group { backend: backend.name().to_owned(), path, cpuset })?)
+            }
             None => Ok(()),
         }
     }
@@ -270,6 +393,11 @@ impl Job<'_> {
     fn notice(&self, notice: Notice) {
         let say = &self.run.say;
         match notice {
+            // A cpuset holds whoever asks for more.
+            Notice::MainEnded(pid) => {
+                let pin = self.pinning.map(|pinning| &pinning.pin);
+                pin.into_iter().for_each(|pin| self.run.account.moved_to(pinning::moved_to(pin, pid)));
+            }
             Notice::News(News::Releasing, ..) => self.record(&Change::Releasing),
             Notice::News(news, living, count) => {
                 let line = report::news(news, &living, count, &self.run.settings.policy);

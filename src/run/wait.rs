@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Error, Here, Run};
+use super::{Error, Here, Prepared, Run};
 use crate::exit::Ending;
 use crate::lock::outsiders::Outsider;
-use crate::lock::{self, Ahead, Hold, Joined, Lock, Place, Record, Seen, Woken};
+use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Place, Record, Seen, Woken};
 use crate::orphan;
+use crate::pin::{CpuList, Plan};
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
@@ -18,26 +19,23 @@ use crate::text;
 /// How long a wait that should be over at once goes on without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long even `--nonblock` and `--wait` let joining take.
-const JOINING: Duration = Duration::from_secs(1);
-
 impl Run {
     /// Joins the queue and waits. The inner error is how to end without the machine.
     pub(super) fn obtain(
         &self,
         mut lock: Lock,
         joined: Joined,
-        here: &Here,
-        signals: &Signals,
+        prepared: Prepared<'_>,
         started: Instant,
     ) -> Result<Result<Hold, Ending>, Error> {
+        let Prepared { plan, here, signals, .. } = prepared;
         let limits = self.limits(signals, started);
         let spent =
             |seen: &Seen, record: &Record| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
         // Joining takes microseconds, unless a neighbour holds the directory's lock: then it is said who.
         let mut patience = Some(started + PATIENCE);
         // Also for --nonblock: the others who have it just now are gone in a moment.
-        let last = limits.deadline.map(|at| at.max(started + JOINING));
+        let last = limits.deadline.map(|at| at.max(started + lock::place::PATIENCE));
         let mut place = loop {
             let soon = Limits { deadline: last.into_iter().chain(patience).min(), ..limits };
             lock = match Place::join(lock, joined.clone(), soon, &mut { spent })? {
@@ -58,6 +56,10 @@ impl Run {
                 None => {}
             }
         };
+        // An exclusive job has every core.
+        let plan = plan.filter(|_| joined.cores.is_some());
+        let pick = |taken: &CpuList, used: &CpuList| plan.and_then(|plan| plan.pick(taken, used));
+        let ask = plan.map(|_| Ask { pick: &pick, spent: &spent });
         let mut told = false;
         let mut cancelled = None;
         loop {
@@ -68,10 +70,11 @@ impl Run {
                 }
                 orphan::wake_guards(&ahead, &here.proc, &here.boot, here.pid_namespace);
                 let who = self.in_the_way(&ahead, place, here);
+                let what = awaited(plan, &ahead);
                 // Our ticket is live: a reader who does not read must not hold up the queue.
-                self.say.note_now(&format!("waiting for lock{who}"));
+                self.say.note_now(&format!("waiting for {what}{who}"));
             };
-            let woken = place.wait(self.settings.nonblock, limits, on_wait);
+            let woken = place.wait(self.settings.nonblock, ask, limits, on_wait);
             let ending = match woken {
                 Ok(Woken::Held) => {
                     if told {
@@ -83,14 +86,26 @@ impl Run {
                 Ok(Woken::Busy) => {
                     let ahead = place.ahead().unwrap_or_default();
                     let who = self.in_the_way(&ahead, &place, here);
+                    let what = awaited(plan, &ahead);
                     place.leave();
-                    self.say.note(&format!("not waiting for lock{who}"));
+                    self.say.note(&format!("not waiting for {what}{who}"));
                     return Ok(Err(Ending::Code(self.settings.conflict_exit_code)));
                 }
                 Ok(Woken::TimedOut) => {
                     place.leave();
                     return Ok(Err(self.gave_up(started)));
                 }
+                Ok(Woken::Orphans(orphans)) => match self.end_these(orphans, here, signals, limits, &|_| {}) {
+                    Ok(None) => continue,
+                    Ok(Some(Unstarted::GaveUp)) => self.gave_up(started),
+                    Ok(Some(Unstarted::Signalled(signal))) => {
+                        self.waiter_dies(signal, place.ticket().cancelled_by().or(cancelled))
+                    }
+                    Err(error) => {
+                        place.leave();
+                        return Err(error);
+                    }
+                },
                 Ok(Woken::Interrupted) => match waiter_signal(signals) {
                     None => continue,
                     Some(WaiterSignal::Die(signal)) => {
@@ -140,12 +155,28 @@ impl Run {
         signals: &Signals,
         limits: Limits<'_>,
     ) -> Result<Option<Unstarted>, Error> {
-        for (seen, record) in hold.dead()? {
+        let ended = self.end_these(hold.dead()?, here, signals, limits, &|seen| hold.forget(seen, limits))?;
+        if ended.is_none() {
+            Step::OrphansEnded.reached();
+        }
+        Ok(ended)
+    }
+
+    /// Deals with these orphans; `forget` is told of those that are gone. What ended the wait for one, if anything did.
+    fn end_these(
+        &self,
+        orphans: Vec<(Seen, Record)>,
+        here: &Here,
+        signals: &Signals,
+        limits: Limits<'_>,
+        forget: &dyn Fn(&Seen),
+    ) -> Result<Option<Unstarted>, Error> {
+        for (seen, record) in orphans {
             self.account.finds_orphan(&seen, &record, &here.boot, &here.mountinfo);
             loop {
                 match orphan::end(&seen, &record, here.cgroup_namespace, &here.boot, &here.mountinfo, limits, &self.say)
                 {
-                    orphan::End::Gone if record.group.is_some() => hold.forget(&seen, limits),
+                    orphan::End::Gone if record.group.is_some() => forget(&seen),
                     orphan::End::Gone | orphan::End::Unknown => {}
                     orphan::End::Interrupted => {
                         if let Some(signal) = fatal(signals) {
@@ -162,7 +193,6 @@ impl Run {
                 break;
             }
         }
-        Step::OrphansEnded.reached();
         Ok(None)
     }
 
@@ -193,6 +223,15 @@ impl Run {
     pub(super) fn limits<'a>(&self, signals: &'a Signals, started: Instant) -> Limits<'a> {
         let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
         Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
+    }
+}
+
+/// What is waited for: the lock, or cores.
+fn awaited(plan: Option<&Plan>, ahead: &Ahead) -> String {
+    let cores = plan.zip(ahead.taken.as_ref()).and_then(|(plan, taken)| Some((plan.cores()?, plan.cores_free(taken)?)));
+    match cores {
+        Some((asked, (free, all))) => format!("{} ({free} of {all} free)", text::count(asked, "core")),
+        None => "lock".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@
 //!
 //! Launcher, command and supervisor share one socket pair, and its order is the protocol: `go` to the launcher, its
 //! answer with the pids, the supervisor's byte that opens the gate, and then end of file when the command has executed,
-//! or the errno. Once the launcher is gone nobody else has the command's end, since the guard has closed it before the
+//! or why it could not. Once the launcher is gone nobody else has the command's end, since the guard has closed it before the
 //! command is born: if the supervisor dies, the gate reads end of file, and what stands there leaves without executing.
 //! While the launcher is at work the supervisor waits for its end, and for signals, as well: it may be killed or stopped.
 //!
@@ -38,8 +38,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::command::Command;
 use super::guard::{self, Charge, Guard, Told};
-use super::inherit::Inherited;
-use super::spawn::{self, Main, SpawnError};
+use super::spawn::{self, Main, SpawnError, Start};
 use crate::cgroup::{scope, systemd};
 use crate::child;
 use crate::fork::{self, Kin};
@@ -53,9 +52,7 @@ pub struct Work<'a> {
     /// What the command is.
     pub command: &'a Command,
     /// What the command is started with.
-    pub inherited: &'a Inherited,
-    /// Changes to its environment.
-    pub variables: &'a [(&'a str, String)],
+    pub start: Start<'a>,
     /// For the guard.
     pub charge: Charge<'a>,
     /// Opens the group, from inside its scope.
@@ -172,14 +169,15 @@ impl AtTheGate {
     /// # Errors
     /// It could not be executed.
     pub fn let_in(mut self, command: &Command) -> Result<Main, SpawnError> {
-        let mut errno = [0; 4];
+        let mut failure = [0; 4];
         let started = Instant::now();
-        let answered = self.socket.write_all(b"g").and_then(|()| read_to_end(&mut self.socket, &mut errno));
+        let answered = self.socket.write_all(b"g").and_then(|()| read_to_end(&mut self.socket, &mut failure));
         match answered {
             Ok(0) => Ok(Main { pid: self.pid, pidfd: self.pidfd, started }),
             answered => {
                 end(self.pid, &self.pidfd);
-                Err(answered.map_or_else(SpawnError::Fork, |_| SpawnError::exec(command, i32::from_ne_bytes(errno))))
+                let failed = |_| SpawnError::of_failure(command, i32::from_ne_bytes(failure));
+                Err(answered.map_or_else(SpawnError::Fork, failed))
             }
         }
     }
@@ -299,8 +297,8 @@ fn wait_at_the_gate(work: Work<'_>, mut gate: &UnixStream) -> ! {
     let mut word = [0];
     if gate.read_exact(&mut word).is_ok() {
         Step::CommandBorn.reached();
-        let errno = spawn::execute(work.command, work.inherited, work.variables);
-        let _ = gate.write_all(&errno.to_ne_bytes());
+        let failure = spawn::execute(work.command, work.start);
+        let _ = gate.write_all(&failure.to_ne_bytes());
     }
     fork::end(127)
 }

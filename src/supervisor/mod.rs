@@ -22,6 +22,7 @@ pub mod command;
 pub mod guard;
 pub mod inherit;
 pub mod launcher;
+pub mod placement;
 mod shared;
 pub mod signals;
 pub mod spawn;
@@ -101,6 +102,8 @@ const NAMED: usize = 5;
 /// Something that whoever started the job should know or record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
+    /// The main process, of this pid, ended. It is not reaped yet: what the kernel knows of it can be read.
+    MainEnded(i32),
     /// The state machine's news, with members that are still there.
     News(News, Vec<Ended>, usize),
     /// A guard died and another took over: its pid, and whether it is outside of the job's scope.
@@ -165,6 +168,7 @@ impl Supervisor<'_> {
                 }
             }
             if ready.main && exit.is_none() {
+                (self.notice)(Notice::MainEnded(main.pid));
                 let (how, used) = child::wait_for(main.pid)?;
                 exit = Some(how);
                 waited_for += used;

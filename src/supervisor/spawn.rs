@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::command::Command;
 use super::inherit::Inherited;
+use super::placement::Placement;
 use super::shared::SharedWord;
 use super::signals::Signals;
 use crate::cgroup::Maker;
@@ -34,6 +35,9 @@ pub enum SpawnError {
     /// The process could not be made.
     #[error("cannot start a process for the command: {}", crate::error::reason(.0))]
     Fork(#[source] io::Error),
+    /// The process was made, but could not be put where the command was to run.
+    #[error("cannot pin the command to its processors: {}", crate::error::reason(.0))]
+    NotPlaced(#[source] io::Error),
     /// A signal came first: the command was not executed.
     #[error("a signal came before the command was started")]
     Signalled,
@@ -49,8 +53,17 @@ pub enum SpawnError {
 }
 
 impl SpawnError {
+    /// Why nothing was executed, by what the process left: see [`Child::failure`].
+    pub(super) fn of_failure(command: &Command, failure: i32) -> Self {
+        match failure {
+            SIGNALLED => Self::Signalled,
+            NOT_PLACED.. => Self::NotPlaced(io::Error::from_raw_os_error(failure - NOT_PLACED)),
+            errno => Self::exec(command, errno),
+        }
+    }
+
     /// execve(2) failed with `errno`.
-    pub(super) fn exec(command: &Command, errno: i32) -> Self {
+    fn exec(command: &Command, errno: i32) -> Self {
         let name = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Self::Exec { name: crate::text::escape(&name), source: io::Error::from_raw_os_error(errno) }
     }
@@ -69,13 +82,15 @@ impl Pointers {
 struct Child<'a> {
     command: &'a Command,
     inherited: &'a Inherited,
+    placement: Placement<'a>,
     argv: Pointers,
     envp: Pointers,
     /// For a script without `#!`: `/bin/sh FILE ARG…`, with room for the file's name.
     script_argv: Pointers,
     /// Signals for the supervisor.
     signals: &'a Signals,
-    /// Why nothing was executed: an errno, or [`SIGNALLED`]; 0 otherwise. In memory that both processes share.
+    /// Why nothing was executed: an errno, [`SIGNALLED`], or [`NOT_PLACED`] and an errno; 0 otherwise. In memory that both
+    /// processes share.
     failure: &'a AtomicI32,
 }
 
@@ -84,18 +99,27 @@ const SHELL: &CStr = c"/bin/sh";
 /// No errno: a signal came before the child was born.
 const SIGNALLED: i32 = -1;
 
+/// Higher than any errno: added to that of a call that was to pin the process.
+const NOT_PLACED: i32 = 0x1_0000;
+
+/// What a command is started with, besides what it is.
+#[derive(Clone, Copy)]
+pub struct Start<'a> {
+    /// Signals, descriptors, mask.
+    pub inherited: &'a Inherited,
+    /// Changes to its environment.
+    pub variables: &'a [(&'a str, String)],
+    /// Where it is put before it executes.
+    pub placement: Placement<'a>,
+}
+
 /// Makes the command's first process and waits until it has executed the command, or could not.
 ///
 /// # Errors
 /// See [`SpawnError`].
-pub fn spawn(
-    command: &Command,
-    inherited: &Inherited,
-    signals: &Signals,
-    maker: Maker<'_>,
-    changes: &[(&str, String)],
-) -> Result<Main, SpawnError> {
-    let mut changes = changes.to_vec();
+pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Maker<'_>) -> Result<Main, SpawnError> {
+    let Start { inherited, variables, placement } = start;
+    let mut changes = variables.to_vec();
     let into = match maker {
         Maker::Into(directory) => Some(directory),
         Maker::Marked(name, value) => {
@@ -111,7 +135,7 @@ pub fn spawn(
     let shared = copied.then(SharedWord::new).transpose().map_err(SpawnError::Fork)?;
     let failure = shared.as_ref().map_or(&own, SharedWord::word);
     let envp = Pointers::to(environment.iter());
-    let mut child = Child { command, inherited, argv, envp, script_argv, signals, failure };
+    let mut child = Child { command, inherited, placement, argv, envp, script_argv, signals, failure };
     // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
     // until the child has set everything as it was. All other signals stay open, so that none is lost. One that comes
     // before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
@@ -123,23 +147,23 @@ pub fn spawn(
     let (pid, pidfd) = cloned.map_err(SpawnError::Fork)?;
     match failure.load(Ordering::SeqCst) {
         0 => Ok(Main { pid, pidfd, started }),
-        SIGNALLED => {
+        failure => {
             child::reap(pid);
-            Err(SpawnError::Signalled)
-        }
-        errno => {
-            child::reap(pid);
-            Err(SpawnError::exec(command, errno))
+            Err(SpawnError::of_failure(command, failure))
         }
     }
 }
 
-/// Executes the command in a process that has no other work, a fork with memory and handlers of its own. Returns the
-/// errno if it could not.
-pub(super) fn execute(command: &Command, inherited: &Inherited, changes: &[(&str, String)]) -> i32 {
-    let environment = super::command::environment(changes);
+/// Executes the command in a process that has no other work, a fork with memory and handlers of its own. Returns why it
+/// could not: see [`Child::failure`].
+pub(super) fn execute(command: &Command, start: Start<'_>) -> i32 {
+    let environment = super::command::environment(start.variables);
     let (argv, mut script_argv) = arguments(command);
-    inherited.restore();
+    let errno = start.placement.take();
+    if errno != 0 {
+        return NOT_PLACED + errno;
+    }
+    start.inherited.restore();
     exec(&command.candidates, &argv, &Pointers::to(environment.iter()), &mut script_argv)
 }
 
@@ -159,8 +183,13 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
         SIGNALLED
     } else {
         Step::CommandBorn.reached();
-        child.inherited.restore();
-        exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
+        match child.placement.take() {
+            0 => {
+                child.inherited.restore();
+                exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
+            }
+            errno => NOT_PLACED + errno,
+        }
     };
     child.failure.store(failure, Ordering::SeqCst);
     // SAFETY: ends the child at once; nothing of the supervisor's is flushed or dropped.
@@ -202,7 +231,7 @@ fn exec(candidates: &[CString], argv: &Pointers, envp: &Pointers, script_argv: &
     reported
 }
 
-fn last_errno() -> i32 {
+pub(super) fn last_errno() -> i32 {
     // Reads errno: async-signal-safe.
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
@@ -316,6 +345,7 @@ unsafe fn clone_by_the_old_call(pidfd: &mut libc::c_int, child: &mut Child<'_>) 
 mod tests {
     use super::*;
     use crate::child::{Exit, wait_for};
+    use crate::pin::CpuList;
     use std::ffi::OsString;
 
     fn command(argv: &[&str]) -> Command {
@@ -332,20 +362,40 @@ mod tests {
         Inherited::capture()
     }
 
+    fn run(argv: &[&str], variables: &[(&str, String)], placement: Placement<'_>) -> Result<Main, SpawnError> {
+        let start = Start { inherited: &inherited(), variables, placement };
+        spawn(&command(argv), start, &signals(), Maker::Marked("M", "1"))
+    }
+
     #[test]
     fn a_command_runs_with_its_arguments_and_variables() {
-        let command = command(&["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"]);
-        let main =
-            spawn(&command, &inherited(), &signals(), Maker::Marked("M", "1"), &[("A", "b".to_owned())]).unwrap();
+        let argv = ["sh", "-c", r#"test "$A" = b && test "$0" = x && exit 7"#, "x"];
+        let main = run(&argv, &[("A", "b".to_owned())], Placement::default()).unwrap();
         assert_eq!(wait_for(main.pid).unwrap().0, Exit::Code(7));
     }
 
     #[test]
     fn what_cannot_be_executed_comes_back_with_its_reason() {
-        match spawn(&command(&["/nonexistent/program"]), &inherited(), &signals(), Maker::Marked("M", "1"), &[]) {
+        match run(&["/nonexistent/program"], &[], Placement::default()) {
             Err(SpawnError::Exec { name, source }) => {
                 assert_eq!((&*name, source.raw_os_error()), ("/nonexistent/program", Some(libc::ENOENT)));
             }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_takes_its_place_or_is_not_executed() {
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        let allowed = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        let first: CpuList = allowed.parse::<CpuList>().unwrap().first().into_iter().collect();
+        let script = format!("grep -qx 'Cpus_allowed_list:.{first}' /proc/self/status");
+        let main = run(&["sh", "-c", &script], &[], Placement { cpus: Some(&first), ..Placement::default() }).unwrap();
+        assert_eq!(wait_for(main.pid).unwrap().0, Exit::Code(0));
+        let nowhere: CpuList = [crate::pin::cpulist::MOST - 1].into_iter().collect();
+        let placement = Placement { cpus: Some(&nowhere), ..Placement::default() };
+        match run(&["/bin/true"], &[], placement) {
+            Err(SpawnError::NotPlaced(source)) => assert_eq!(source.raw_os_error(), Some(libc::EINVAL)),
             other => panic!("{other:?}"),
         }
     }
@@ -360,6 +410,7 @@ mod tests {
             let mut child = Child {
                 command: &command,
                 inherited: &inherited,
+                placement: Placement::default(),
                 argv: Pointers::to(command.argv.iter()),
                 envp: Pointers::to(environment.iter()),
                 script_argv: Pointers(vec![SHELL.as_ptr(), ptr::null(), ptr::null()]),

@@ -40,8 +40,25 @@ fn lines(job: &Job, proc: &Proc) -> Vec<Fact> {
     lines.push(("processes", facts::with_parts(job.processes.map(|count| count.to_string()), &parts)));
     lines.push(("context switches", switches(context_switches(job, proc))));
     lines.extend(facts::disk(usage));
+    lines.extend(pin(job).map(|pin| ("pins", pin)));
     lines.push(("group", facts::known(job.group.as_deref().map(text::path))));
     lines
+}
+
+/// Where a job runs, and which cores it has to itself, if that was asked for.
+fn pin(job: &Job) -> Option<String> {
+    let pinned = job.pinned.as_ref().map(|pinned| {
+        let partition = pinned.partition.map(|partition| format!(", {}", partition.name())).unwrap_or_default();
+        let (cpus, nodes, strength) = (&pinned.cpus, &pinned.memory_nodes, pinned.strength.name());
+        format!("cpus {cpus}, memory nodes {nodes} ({strength}{partition})")
+    });
+    let cores = match (job.cores_asked, &job.reserved) {
+        (_, Some(cpus)) => Some(format!("cores of its own: cpus {cpus}")),
+        (Some(count), None) => Some(format!("asks for {}", text::count(count, "core"))),
+        (None, None) => None,
+    };
+    let parts: Vec<String> = pinned.into_iter().chain(cores).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// The context switches of a job's living members; `None` where a member cannot be read, or none is known.

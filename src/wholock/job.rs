@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use crate::cgroup::Usage;
 use crate::job::{JobId, Mode};
 use crate::lock::Seen;
+use crate::lock::record::Pinned;
+use crate::pin::CpuList;
 
 /// What a job is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum State {
     WaitingFor(u64),
     /// It waits for the lock file.
     Waiting,
+    /// It waits for cores of its own.
+    WaitingForCores,
     /// A waiter that was stopped: others may pass it.
     StoppedWaiter,
     /// Supervisor and guard are dead; members live.
@@ -61,6 +65,12 @@ pub struct Job {
     pub command: Vec<String>,
     /// Its note.
     pub message: Option<String>,
+    /// Where it runs.
+    pub pinned: Option<Pinned>,
+    /// How many cores of its own it asked for.
+    pub cores_asked: Option<usize>,
+    /// Those that it has.
+    pub reserved: Option<CpuList>,
     /// Its supervisor and guard.
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
@@ -112,6 +122,9 @@ impl Job {
             processes: None,
             members: Vec::new(),
             command: Vec::new(),
+            pinned: None,
+            cores_asked: None,
+            reserved: None,
             message: Some("its ticket cannot be read: a newer version's?".to_owned()),
             keepers: Vec::new(),
             group: None,

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::cores::{CoreMap, Part};
 use super::full;
 use super::load::{Busy, Load, UserLoad};
 use super::snapshot::{Inner, Job, Snapshot, State};
@@ -14,6 +15,7 @@ use super::tree::{self, Process};
 use crate::cgroup::Usage;
 use crate::job::Mode;
 use crate::lock::outsiders::Outsider;
+use crate::pin::{CpuList, Partition, Strength};
 use crate::procfs::Proc;
 use crate::report::document::{Person, in_usec, sources};
 
@@ -31,6 +33,8 @@ struct Document<'a> {
     outsiders: Vec<OutsiderFields<'a>>,
     /// Who uses the CPU outside of jobs; `null` where nobody watched.
     load_outside: Option<LoadFields<'a>>,
+    /// Which job is on which processors; `null` where no job was told to run anywhere in particular.
+    cores: Option<CoresFields>,
     /// Which file of a job's group each counter is from, and which key in it.
     sources: BTreeMap<&'static str, String>,
 }
@@ -56,11 +60,45 @@ struct JobFields<'a> {
     cpu_average_percent: Option<f64>,
     usage: &'a Usage,
     context_switches: Option<SwitchesFields>,
+    /// Where it runs, and cores that it asked for; `null` where it did neither.
+    pin: Option<PinFields<'a>>,
     inner: Vec<InnerFields<'a>>,
     /// How many more jobs there are inside it.
     inner_more: usize,
     /// `--tree`.
     process_list: Option<Vec<ProcessFields>>,
+}
+
+#[derive(Serialize)]
+struct PinFields<'a> {
+    /// Where it runs; `null` as long as it waits.
+    cpus: Option<&'a CpuList>,
+    memory_nodes: Option<&'a CpuList>,
+    strength: Option<Strength>,
+    partition: Option<Partition>,
+    /// How many cores of its own it asked for.
+    cores_asked: Option<usize>,
+    /// Those that it got, with every thread.
+    reserved: Option<&'a CpuList>,
+}
+
+#[derive(Serialize)]
+struct CoresFields {
+    nodes: Vec<NodeFields>,
+    /// Processors that no job was told to run on.
+    free: CpuList,
+}
+
+#[derive(Serialize)]
+struct NodeFields {
+    node: u32,
+    parts: Vec<PartFields>,
+}
+
+#[derive(Serialize)]
+struct PartFields {
+    cpus: CpuList,
+    jobs: Vec<u64>,
 }
 
 #[derive(Serialize)]
@@ -131,7 +169,14 @@ struct OutsiderFields<'a> {
 }
 
 /// The document, on one line; what is known of single processes is read from `proc`, and listed with `tree`.
-pub fn document(snapshot: &Snapshot, outside: Option<&Load>, lock: &Path, proc: &Proc, tree: bool) -> String {
+pub fn document(
+    snapshot: &Snapshot,
+    outside: Option<&Load>,
+    cores: Option<&CoreMap>,
+    lock: &Path,
+    proc: &Proc,
+    tree: bool,
+) -> String {
     let document = Document {
         version: VERSION,
         lock: lock.display().to_string(),
@@ -140,6 +185,7 @@ pub fn document(snapshot: &Snapshot, outside: Option<&Load>, lock: &Path, proc: 
         waiters: snapshot.waiters.iter().map(|waiter| job(waiter, proc, tree)).collect(),
         outsiders: snapshot.outsiders.iter().map(|(found, own_job)| outsider(found, *own_job)).collect(),
         load_outside: outside.map(load),
+        cores: cores.map(core_map),
         sources: sources(),
     };
     // Maps of strings and numbers: nothing in it can fail.
@@ -154,6 +200,7 @@ fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
         State::Guarded => ("supervisor-lost", None),
         State::WaitingFor(number) => ("waiting", Some(number)),
         State::Waiting => ("waiting", None),
+        State::WaitingForCores => ("waiting-for-cores", None),
         State::StoppedWaiter => ("stopped-waiter", None),
         State::Orphan => ("orphan", None),
         State::MaybeOrphan => ("maybe-orphan", None),
@@ -179,10 +226,30 @@ fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
             voluntary: switches.voluntary,
             involuntary: switches.involuntary,
         }),
+        pin: pin(job),
         inner: job.inner.iter().map(inner).collect(),
         inner_more: job.inner_more,
         process_list: tree.then(|| tree::read(proc, &job.members).into_iter().map(process).collect()),
     }
+}
+
+fn pin(job: &Job) -> Option<PinFields<'_>> {
+    let pinned = job.pinned.as_ref();
+    let asked = pinned.is_some() || job.cores_asked.is_some() || job.reserved.is_some();
+    asked.then(|| PinFields {
+        cpus: pinned.map(|pinned| &pinned.cpus),
+        memory_nodes: pinned.map(|pinned| &pinned.memory_nodes),
+        strength: pinned.map(|pinned| pinned.strength),
+        partition: pinned.and_then(|pinned| pinned.partition),
+        cores_asked: job.cores_asked,
+        reserved: job.reserved.as_ref(),
+    })
+}
+
+fn core_map(map: &CoreMap) -> CoresFields {
+    let part = |part: &Part| PartFields { cpus: part.cpus.clone(), jobs: part.jobs.clone() };
+    let node = |(node, parts): &(u32, Vec<Part>)| NodeFields { node: *node, parts: parts.iter().map(part).collect() };
+    CoresFields { nodes: map.nodes.iter().map(node).collect(), free: map.free() }
 }
 
 fn process(process: Process) -> ProcessFields {

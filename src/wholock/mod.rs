@@ -1,6 +1,7 @@
 //! `wholock`: who holds the machine, who waits, and what each job uses. It looks and changes nothing, takes no lock,
 //! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
 
+pub mod cores;
 pub mod full;
 pub mod job;
 pub mod json;
@@ -26,6 +27,7 @@ use crate::procfs::Proc;
 use crate::say::Say;
 use crate::settings::{Environment, Verbosity, lock_path};
 use crate::supervisor::inherit::{self, Inherited};
+use cores::CoreMap;
 use load::Ticks;
 use snapshot::Snapshot;
 
@@ -104,7 +106,8 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         return match (args.quiet, args.json) {
             (true, _) => Ok(0),
             (_, true) => {
-                print(&json::document(&Snapshot::default(), None, path, &Proc::default(), args.tree)).map(|()| 0)
+                let none = Snapshot::default();
+                print(&json::document(&none, None, None, path, &Proc::default(), args.tree)).map(|()| 0)
             }
             (_, false) => print(view::FREE).map(|()| 0),
         };
@@ -136,9 +139,11 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
     let after = before.is_some().then(|| Ticks::read(&proc).ok()).flatten();
     let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], &proc));
     let load = load.as_ref();
+    let cores = CoreMap::of(&snapshot, Path::new("/"));
+    let cores = cores.as_ref();
     print(&match args.json {
-        true => json::document(&snapshot, load, path, &proc, args.tree),
-        false => view::table(&snapshot, load, view::terminal_width(), args.tree.then_some(&proc)),
+        true => json::document(&snapshot, load, cores, path, &proc, args.tree),
+        false => view::table(&snapshot, load, cores, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)
 }

@@ -209,7 +209,10 @@ impl View<'_> {
                 Life::Waiting => {
                     let state = match decide(entry, &entries, life_of) {
                         Decision::Wait(Target::Ticket(other)) => State::WaitingFor(other.number),
-                        Decision::Wait(Target::LockFile) | Decision::Start => State::Waiting,
+                        _ if known.record.joined.cores.is_some() && known.record.cores.is_none() => {
+                            State::WaitingForCores
+                        }
+                        _ => State::Waiting,
                     };
                     let supervised = self.supervisor_state(&seen, &known.record).is_some();
                     snapshot.waiters.push(self.job(&seen, &mut known, state, supervised));
@@ -291,6 +294,9 @@ impl View<'_> {
             processes: None,
             command: record.joined.command.clone(),
             message: record.joined.message.clone(),
+            pinned: record.pinned.clone(),
+            cores_asked: record.joined.cores,
+            reserved: record.cores.clone(),
             keepers,
             group: None,
             members: Vec::new(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
+use super::cores::CoreMap;
 use super::load::{Busy, Load, UserLoad};
 use super::snapshot::{Inner, Job, Snapshot, State};
 use super::tree::{self, Process};
@@ -33,10 +34,16 @@ pub fn terminal_width() -> Option<u16> {
     rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| size.ws_col).filter(|&columns| columns > 0)
 }
 
-/// Holders, waiters, outsiders, and what is used outside of jobs if that was watched; with the processes of each job if `tree`
+/// Holders, waiters, outsiders, who is on which processors, and what is used outside of jobs if that was watched; with the processes of each job if `tree`
 /// says where they are to be read.
-pub fn table(snapshot: &Snapshot, load: Option<&Load>, width: Option<u16>, tree: Option<&Proc>) -> String {
-    let load = load.map(load_outside).unwrap_or_default();
+pub fn table(
+    snapshot: &Snapshot,
+    load: Option<&Load>,
+    cores: Option<&CoreMap>,
+    width: Option<u16>,
+    tree: Option<&Proc>,
+) -> String {
+    let load = cores.map(CoreMap::to_string).unwrap_or_default() + &load.map(load_outside).unwrap_or_default();
     if snapshot.free() {
         return FREE.to_owned() + &load;
     }
@@ -150,6 +157,7 @@ pub fn state(job: &Job) -> String {
         State::Guarded => "supervisor lost".to_owned(),
         State::WaitingFor(number) => format!("waiting for {number}"),
         State::Waiting => "waiting".to_owned(),
+        State::WaitingForCores => "waiting for cores".to_owned(),
         State::Orphan => "orphan".to_owned(),
         State::MaybeOrphan => "orphan?".to_owned(),
     }
@@ -260,6 +268,9 @@ mod tests {
             processes: None,
             command: vec![command.to_owned()],
             message: None,
+            pinned: None,
+            cores_asked: None,
+            reserved: None,
             keepers: vec![],
             group: None,
             members: Vec::new(),
@@ -270,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_free_machine_is_said_to_be_free() {
-        assert_eq!(table(&Snapshot::default(), None, None, None), "the machine is free\n");
+        assert_eq!(table(&Snapshot::default(), None, None, None, None), "the machine is free\n");
     }
 
     #[test]
@@ -290,7 +301,7 @@ JOB  USER  MODE       STATE              AGE  CPU NOW  CPU AVG  CPU TIME  MEMORY
   7  root  exclusive  running        12m 30s     400%     200%       25m    3.0G     12  make
   8  root  exclusive  waiting for 7  12m 30s        -        -         -       -      -  '\\u{1b}[31mred'
 ";
-        assert_eq!(table(&snapshot, None, None, None), expected);
+        assert_eq!(table(&snapshot, None, None, None, None), expected);
     }
 
     #[test]
@@ -311,7 +322,7 @@ the machine is free
 outside the lock: 4000000 uses 212% of a core: cc1plus (7) 99%, sh (8) with ended children 80%, 'x (1) 9%,\\u{1b}' (9) 30%, and 2 more
 outside the lock: processes of others are hidden from you
 ";
-        assert_eq!(table(&Snapshot::default(), Some(&load), None, None), expected);
+        assert_eq!(table(&Snapshot::default(), Some(&load), None, None, None), expected);
     }
 
     #[test]
@@ -319,7 +330,7 @@ outside the lock: processes of others are hidden from you
         use unicode_width::UnicodeWidthStr;
         let snapshot = Snapshot { holders: vec![job(7, State::Running, &"漢字".repeat(200))], ..Snapshot::default() };
         for width in [0, 80, 120, 200] {
-            let text = table(&snapshot, None, Some(width), None);
+            let text = table(&snapshot, None, None, Some(width), None);
             let widest = text.lines().map(UnicodeWidthStr::width).max().unwrap();
             assert!(widest <= usize::from(width).max(95), "{width}: {widest}\n{text}");
         }

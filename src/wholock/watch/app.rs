@@ -241,7 +241,7 @@ fn plain(row: Row) -> Line {
 fn tone(job: &Job) -> Tone {
     match job.state {
         State::Running | State::Releasing => Tone::Holds,
-        State::Waiting | State::WaitingFor(_) => Tone::Waits,
+        State::Waiting | State::WaitingFor(_) | State::WaitingForCores => Tone::Waits,
         State::Stopped | State::StoppedWaiter | State::Guarded | State::Orphan | State::MaybeOrphan => Tone::Odd,
     }
 }

@@ -1,0 +1,56 @@
+//! What pins a command to its processors from inside, between its birth and execve(2).
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use crate::pin::CpuList;
+
+/// What the command does to itself before it executes. A default one does nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placement<'a> {
+    /// The `tasks` file of its group in the v1 cpuset hierarchy.
+    pub tasks: Option<BorrowedFd<'a>>,
+    /// Its affinity.
+    pub cpus: Option<&'a CpuList>,
+    /// The memory nodes that it binds itself to.
+    pub memory_nodes: Option<&'a CpuList>,
+}
+
+impl Placement<'_> {
+    /// Takes the place. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
+    pub(super) fn take(&self) -> i32 {
+        if let Some(tasks) = self.tasks {
+            // "0" means whoever writes, if it has one thread: unlike a number it takes no kernel-wide lock.
+            // SAFETY: writes one byte of a static string to a descriptor that is open.
+            if unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
+                return super::spawn::last_errno();
+            }
+        }
+        if let Some(words) = self.cpus.map(CpuList::words) {
+            // SAFETY: the kernel reads as many bytes as there are. 0 is this process.
+            if unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(words), words.as_ptr()) } < 0 {
+                return super::spawn::last_errno();
+            }
+        }
+        match self.memory_nodes.map(CpuList::words) {
+            Some(words) if !bind_memory(words) => super::spawn::last_errno(),
+            _ => 0,
+        }
+    }
+}
+
+/// set_mempolicy(2) of this thread, kept across execve(2). Async-signal-safe.
+fn bind_memory(words: &[u64]) -> bool {
+    // The kernel takes one bit less than it is told.
+    set_memory_policy(libc::MPOL_BIND, words, size_of_val(words) * 8 + 1)
+}
+
+fn set_memory_policy(policy: libc::c_int, words: &[u64], bits: usize) -> bool {
+    // SAFETY: the kernel reads `bits` bits but for one, which the callers have.
+    unsafe { libc::syscall(libc::SYS_set_mempolicy, policy, words.as_ptr(), bits) == 0 }
+}
+
+/// Whether a process may bind its memory: some containers' filters refuse it, and some kernels know only one node. Asked by a
+/// policy that there is not, so that nothing is set.
+pub fn can_bind_memory() -> bool {
+    !set_memory_policy(-1, &[], 0) && super::spawn::last_errno() == libc::EINVAL
+}
