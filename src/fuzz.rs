@@ -7,18 +7,20 @@ use std::time::Instant;
 
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::cgroup::{GroupError, Population, bus, detect, systemd, usage, v2};
+use crate::cgroup::{GroupError, Population, bus, cpuset, detect, systemd, usage, v2};
 use crate::config::Config;
 use crate::job::JobId;
 use crate::lock::record::{self, Joined, Record};
 use crate::lock::ticket;
+use crate::pin::cpulist::MOST;
+use crate::pin::{CpuList, Words};
 use crate::{nested, procfs, text};
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their targets.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("ticket", ticket),
     ("names", names),
     ("proc_stat", proc_stat),
@@ -30,6 +32,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("bus_words", bus_words),
     ("config", config),
     ("words", words),
+    ("cpulist", cpulist),
 ];
 
 /// A ticket's text. A last line without an end changes nothing; what a ticket keeps of a command and a message fits.
@@ -78,6 +81,10 @@ pub fn proc_stat(bytes: &[u8]) {
 
 /// `/proc/PID/cgroup`: one line's path, as it is but for the kernel's mark.
 pub fn proc_cgroup(bytes: &[u8]) {
+    if let Some(path) = procfs::parse_cgroup_v1(bytes, "cpuset") {
+        let line = [b":".as_slice(), path.as_os_str().as_bytes()].concat();
+        assert!(bytes.split(|&b| b == b'\n').any(|whole| whole.ends_with(&line)));
+    }
     if let Some(path) = procfs::parse_cgroup_v2(bytes) {
         let path = path.as_os_str().as_bytes();
         assert!(bytes.split(|&b| b == b'\n').any(|line| {
@@ -110,6 +117,11 @@ pub fn counters(bytes: &[u8]) {
 pub fn mountinfo(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (mounts, path) = text.split_once("\n\n").unwrap_or((&text, "/a/perflock-1"));
+    // Nobody's group of this name is there, wherever that would be.
+    cpuset::remove_named(Path::new(path), "perflock-1", u32::MAX, mounts);
+    if let Some(found) = cpuset::locate_v1(mounts, Path::new(path)) {
+        assert!(found.is_plain() && found.directory().starts_with(&found.mount));
+    }
     if let Ok(found) = detect::locate(mounts, Path::new(path)) {
         assert!(found.relative.components().all(|part| matches!(part, Component::Normal(_))));
         let nowhere = v2::Location { mount: "/dev/null".into(), ..found };
@@ -165,6 +177,20 @@ pub fn words(bytes: &[u8]) {
     assert!(!safe.chars().any(char::is_control) && text::escape(&safe) == safe);
     if let Ok(duration) = text::parse_duration(&text) {
         assert!(Instant::now().checked_add(duration).is_some());
+    }
+}
+
+/// A list of processors: somebody else's in a ticket, the kernel's, or typed. It has one spelling, and is no longer than a
+/// machine's.
+pub fn cpulist(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(list) = text.parse::<CpuList>() {
+        assert_eq!(list.to_string().parse(), Ok(list.clone()));
+        assert!(list.len() <= MOST as usize && list.mask_bytes().len() <= MOST as usize / 8);
+        assert_eq!(list.iter().count(), list.len());
+    }
+    if let Err(why) = Words::parse(&text) {
+        assert!(!why.chars().any(char::is_control), "{why:?}");
     }
 }
 

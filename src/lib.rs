@@ -15,7 +15,7 @@
 //! One invocation is a straight line of values, each made once and handed on:
 //!
 //! ```text
-//! cli → settings → supervisor::command, cgroup::detect → lock::Place → lock::Hold → cgroup::JobGroup
+//! cli → settings → supervisor::command, pin::Plan, cgroup::detect → lock::Place → lock::Hold → cgroup::JobGroup
 //!     → supervisor (guard, spawn, watch) → Outcome → release → report, exit
 //! ```
 //!
@@ -30,6 +30,11 @@
 //! In a systemd scope, whose path systemd chooses: the launcher is forked → systemd makes the scope around it → the group
 //! is made in it and named in the ticket → the launcher makes guard and command, and ends → controllers are enabled →
 //! the command is let in. Until the guard is there the launcher dies with the supervisor, and the scope with it.
+//!
+//! *Pinned jobs* ([`pin`]): whatever can never be had fails before the queue is joined. A shared job that asks for cores of its
+//! own gets them, in its ticket, before it asks for the lock file: plain flock(1) is not shut out for want of cores. Its
+//! group in the v1 cpuset hierarchy is named in the ticket before it is made, like the job's group, and the command joins it
+//! between birth and exec; in a scope, the cpuset is checked while the command stands at the gate.
 //!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → printing. In a scope the guard is told after the group is
@@ -56,6 +61,11 @@
 //!   Processes that left the job's group are found by the job's marker in their environment: one that runs as another user,
 //!   or emptied its environment, is not. If perflock is killed after the machine was given back, before it has looked all that
 //!   up, the file stays empty: the guard has gone by then.
+//! - Jobs that ask for nothing may run on cores that others have to themselves: only `--isolated` keeps them off. Jobs inside
+//!   one job have no tickets, and so no cores of their own among each other.
+//! - That a soft pin was left is seen of the main process alone, when it ends. What its children did, nobody sees.
+//! - Who is first in the line for cores, while jobs with cores live and another user's orphan has some too, sleeps on the jobs
+//!   alone: if the orphan ends first, that is seen at the next job's end.
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose

@@ -65,6 +65,12 @@ pub fn remove(group: Option<&dyn JobGroup>, seen: &Seen, record: &Record, mounti
     }
 }
 
+/// Whether what is left of the job behind a dead ticket cannot be told from here: its group means nothing to us, or only its
+/// owner and root can see its members.
+pub fn is_unknown(seen: &Seen, record: &Record, cgroup_namespace: u64, mountinfo: &str) -> bool {
+    record.joined.cgroup_namespace != cgroup_namespace || is_hidden(seen, record) || is_out_of_sight(record, mountinfo)
+}
+
 /// Whether a dead ticket names nothing any more and can be removed. An empty group that it names is removed with it.
 pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo: &str) -> bool {
     if record.joined.boot != boot {

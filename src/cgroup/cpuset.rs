@@ -38,8 +38,8 @@ pub enum Way {
     Affinity {
         /// Why not better, as a sentence fragment.
         why: String,
-        /// What mends it.
-        cure: String,
+        /// What mends it, if that is known.
+        cure: Option<String>,
     },
 }
 
@@ -101,9 +101,9 @@ pub fn way(place: &Place, proc: &Proc, mountinfo: &str, uid: u32) -> Way {
         }
         Place::Subreaper => Err(("the job has no group of its own".to_owned(), "see --cgroup".to_owned())),
     };
-    in_v2.unwrap_or_else(|(why, cure)| match v1 {
-        Some(why) => Way::Affinity { why, cure: "run perflock as root".to_owned() },
-        None => Way::Affinity { why, cure },
+    in_v2.unwrap_or_else(|(why, cure)| {
+        let (why, cure) = v1.map_or((why, cure), |why| (why, "run perflock as root".to_owned()));
+        Way::Affinity { why, cure: Some(cure) }
     })
 }
 
@@ -129,7 +129,7 @@ fn v1_parent(proc: &Proc, mountinfo: &str) -> Result<Option<Location>, String> {
 }
 
 /// Where the group with this path in the v1 cpuset hierarchy can be found.
-fn locate_v1(mountinfo: &str, path: &Path) -> Option<Location> {
+pub(crate) fn locate_v1(mountinfo: &str, path: &Path) -> Option<Location> {
     let mounts = mountinfo.lines().filter_map(parse_cpuset_mount);
     let mut found = mounts.filter_map(|(root, mount)| {
         let relative = path.strip_prefix(root).ok()?.to_owned();

@@ -18,6 +18,8 @@
 //! On a machine that systemd runs, groups are systemd's to give: [`scope`] asks it for one that is delegated to us. Below a
 //! group that is ours already a job group is made directly, [`v2`].
 //!
+//! [`cpuset`] keeps a job on its processors, where that is ours to do.
+//!
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`mod@detect`] says why.
 
 pub(crate) mod bus;

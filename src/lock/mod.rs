@@ -11,6 +11,11 @@
 //! on otherwise; [`waiting`] is the machine around it: whoever wakes looks again. Nothing polls, and the end of one job wakes
 //! only those who slept on it.
 //!
+//! Shared jobs may also ask for **cores** of their own, which no other such job has ([`cores`]): once nobody who came earlier is
+//! in the way, and before the lock file. They are given under the directory's flock, are written into the ticket, and last as
+//! long as it, or as anything that is left of the job. Whoever asks and has none yet holds one more part of the ticket's lock,
+//! which is let go alone: that wakes the next in the line of those who ask, and only that one.
+//!
 //! A long queue costs no more than a short one at a hand-over. The directory is read when a job joins, under the lock under
 //! which numbers are given: names before ours may go from then on, but none can come. Tickets are asked whether they live
 //! from the nearest down, to the first that waits. Whoever wakes reads the directory once more, and what it read then serves

@@ -35,7 +35,7 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Ask<'a> {
     /// Chooses its cores: none of the first, which are somebody's alone, and if possible none of the second.
     pub pick: &'a dyn Fn(&CpuList, &CpuList) -> Option<Lease>,
-    /// Whether nothing is left of a dead job: see [`Spent`].
+    /// Whether nothing is left of a dead job that could be waited for: see [`Spent`].
     pub spent: &'a dyn Fn(&Seen, &Record) -> bool,
 }
 

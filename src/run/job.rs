@@ -106,12 +106,13 @@ impl Job<'_> {
                     Step::GroupNamed.reached();
                     let kept = self.keep(way)?;
                     let mut group = v2::Group::create(&parent, self.name)?;
-                    if let (Some(pinning), Some(Way::V2)) = (self.pinning, &kept.way) {
-                        let partition = self.restrict(pinning, &parent, &group).inspect_err(|_| abandon(&group))?;
-                        self.record_pin(&kept, partition)?;
-                        return self.in_group(&mut group, &kept, charge);
-                    }
-                    self.record_pin(&kept, None)?;
+                    let restricted = match (self.pinning, &kept.way) {
+                        (Some(pinning), Some(Way::V2)) => self.restrict(pinning, &parent, &group),
+                        _ => Ok(None),
+                    };
+                    restricted
+                        .and_then(|partition| self.record_pin(&kept, partition))
+                        .inspect_err(|_| abandon(&group))?;
                     return self.in_group(&mut group, &kept, charge);
                 }
                 Place::Subreaper => {
@@ -129,14 +130,18 @@ impl Job<'_> {
         Err(no_group(detected))
     }
 
-    /// Makes the job's group in the v1 cpuset hierarchy, if it gets one. Its ticket names it already.
+    /// Makes the job's group in the v1 cpuset hierarchy, if it gets one. Its ticket names it already. One that cannot be had,
+    /// since others have its processors exclusively say, leaves the job its affinity, unless that is too weak.
     fn keep(&self, way: Option<Way>) -> Result<Kept, Error> {
-        let v1 = self.pinning.and_then(|pinning| Some((pinning.v1.clone()?, pinning)));
-        let cpuset = match (&way, v1) {
-            (Some(Way::V1(_)), Some((location, pinning))) => Some(cpuset::V1::create(location, &pinning.pin)?),
-            _ => None,
-        };
-        Ok(Kept { way, cpuset })
+        let (Some(Way::V1(_)), Some(pinning)) = (&way, self.pinning) else { return Ok(Kept { way, cpuset: None }) };
+        match pinning.v1.clone().map(|location| cpuset::V1::create(location, &pinning.pin)).transpose() {
+            Ok(cpuset) => Ok(Kept { way, cpuset }),
+            Err(error) => {
+                let way = pinning.weaker(error)?;
+                self.run.say.wrong_now(&pinning::by_affinity(&way));
+                Ok(Kept { way: Some(way), cpuset: None })
+            }
+        }
     }
 
     /// Restricts the job's own group, below the root of the v2 hierarchy.

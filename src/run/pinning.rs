@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Error, Here, Run};
-use crate::cgroup::cpuset::{self, Way};
+use crate::cgroup::cpuset::{self, CpusetError, Way};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Detected, Place};
 use crate::lock::record::Pinned;
@@ -62,6 +62,17 @@ impl<'a> Pinning<'a> {
         Ok(Placement { tasks: None, cpus: Some(&self.pin.cpus), memory_nodes })
     }
 
+    /// The affinity that is left where a cpuset cannot be had.
+    ///
+    /// # Errors
+    /// It would be too weak.
+    pub(super) fn weaker(&self, error: CpusetError) -> Result<Way, Error> {
+        match self.plan.choice {
+            Choice::Auto => Ok(Way::Affinity { why: error.to_string(), cure: None }),
+            Choice::Hard | Choice::Soft => Err(error.into()),
+        }
+    }
+
     /// What its ticket and its report say.
     pub(super) fn told(&self, way: &Way, partition: Option<Partition>) -> Pinned {
         let strength = if matches!(way, Way::Affinity { .. }) { Strength::Soft } else { Strength::Hard };
@@ -77,8 +88,7 @@ impl<'a> Pinning<'a> {
 
 fn way(plan: &Plan, place: &Place, here: &Here) -> Way {
     if plan.choice == Choice::Soft {
-        let (why, cure) = ("it was asked for".to_owned(), "--pin auto".to_owned());
-        return Way::Affinity { why, cure };
+        return Way::Affinity { why: "--pin soft".to_owned(), cure: None };
     }
     cpuset::way(place, &here.proc, &here.mountinfo, rustix::process::geteuid().as_raw())
 }
@@ -123,23 +133,29 @@ impl Run {
             });
             return if detected.places.is_empty() { Err(too_weak(isolated, &weak)) } else { Ok(()) };
         }
-        if let (Way::Affinity { why, cure }, Choice::Auto) = (&weak, plan.choice) {
-            self.say.note(&format!(
-                "pinned by affinity alone, which the job itself can change: {} ({cure}; --pin soft silences this)",
-                text::escape(why)
-            ));
+        if matches!((&weak, plan.choice), (Way::Affinity { .. }, Choice::Auto)) {
+            self.say.note(&by_affinity(&weak));
         }
         Ok(())
     }
 }
 
+/// What is said of a job that is kept by its affinity where that was not asked for.
+pub(super) fn by_affinity(way: &Way) -> String {
+    format!("pinned by affinity alone, which the job itself can change: {}; --pin soft silences this", why_not(way))
+}
+
 fn too_weak(isolated: bool, way: &Way) -> Error {
     let what = if isolated { "--isolated" } else { "--pin hard" };
-    Error::Refused(match way {
-        Way::Affinity { why, cure } => format!("{what} cannot be had here: {} ({cure})", text::escape(why)),
-        Way::V1(_) => {
-            format!("{what} cannot be had here: the cpuset controller is in the v1 hierarchy, which has no partitions")
-        }
-        Way::Scope | Way::V2 => format!("{what} cannot be had here"),
-    })
+    Error::Refused(format!("{what} cannot be had here: {}", why_not(way)))
+}
+
+/// Why a job is not kept better, with what mends it.
+fn why_not(way: &Way) -> String {
+    match way {
+        Way::Affinity { why, cure: Some(cure) } => format!("{} ({cure})", text::escape(why)),
+        Way::Affinity { why, cure: None } => text::escape(why),
+        Way::V1(_) => "the cpuset controller is in the v1 hierarchy, which has no partitions".to_owned(),
+        Way::Scope | Way::V2 => "its cpuset cannot be a partition".to_owned(),
+    }
 }

@@ -59,7 +59,11 @@ impl Run {
         // An exclusive job has every core.
         let plan = plan.filter(|_| joined.cores.is_some());
         let pick = |taken: &CpuList, used: &CpuList| plan.and_then(|plan| plan.pick(taken, used));
-        let ask = plan.map(|_| Ask { pick: &pick, spent: &spent });
+        // What cannot be told is waited for by nobody: to count it would be for ever.
+        let over = |seen: &Seen, record: &Record| {
+            spent(seen, record) || orphan::is_unknown(seen, record, here.cgroup_namespace, &here.mountinfo)
+        };
+        let ask = plan.map(|_| Ask { pick: &pick, spent: &over });
         let mut told = false;
         let mut cancelled = None;
         loop {

@@ -13,7 +13,8 @@
 //! 1. [`inherit`] captured what perflock was started with, before anything changed it.
 //! 2. [`signals`]: handlers first, child second; a handler only writes to a pipe.
 //! 3. [`guard`]: forked before the command exists, with the lock's and the ticket's descriptions.
-//! 4. [`spawn`]: the command is born in the group and gets exactly what perflock was given.
+//! 4. [`spawn`]: the command is born in the group and gets exactly what perflock was given, but for its [`placement`] where
+//!    it was told to run somewhere.
 //! 5. [`step`]: what happens on a signal, an exit, a look at the group: a pure machine; [`Supervisor::watch`] does
 //!    its bidding. While the command runs nothing is due and nothing is polled, so the supervisor is not woken.
 //! 6. The job is over when the main process was reaped **and** the group reports `populated 0`.

@@ -225,6 +225,8 @@ impl App {
             }
         }
         lines.extend(snapshot.outsiders.iter().map(|(outsider, job)| plain(view::outsider_row(outsider, *job))));
+        let map = self.sight.cores.as_ref().map(ToString::to_string).unwrap_or_default();
+        lines.extend(map.lines().map(|line| Line::Words(line.to_owned())));
         if let Some((load, at)) = &self.load {
             let age = self.sight.at.saturating_duration_since(*at);
             let ago = if age > Duration::ZERO { format!("  ({} ago)", text::duration(age)) } else { String::new() };
@@ -275,6 +277,7 @@ pub fn summary(snapshot: &Snapshot) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wholock::cores::{CoreMap, Part};
     use crate::wholock::load::UserLoad;
     use crate::wholock::tree;
     use crate::wholock::watch::samples::{holder, process, sight, waiter};
@@ -386,6 +389,17 @@ mod tests {
         assert_eq!(app.hidden(), (1, 39));
         app.pressed(Key::PageUp);
         assert_eq!((app.visible(100).len(), app.hidden()), (50, (0, 0)));
+    }
+
+    #[test]
+    fn the_map_of_the_processors_stands_below_the_jobs() {
+        let part = |cpus: &str, jobs: &[u64]| Part { cpus: cpus.parse().unwrap(), jobs: jobs.to_vec() };
+        let cores = Some(CoreMap { nodes: vec![(0, vec![part("0-1", &[1]), part("2-3", &[])])] });
+        let mut app = app(of(&[1], &[]));
+        app.looked(Sight { cores, ..sight(Instant::now(), None, of(&[1], &[])) });
+        let words =
+            app.lines().iter().filter_map(|line| if let Line::Words(words) = line { Some(&**words) } else { None });
+        assert_eq!(words.collect::<Vec<_>>(), ["cpus of node 0: 0-1 job 1; 2-3 free"]);
     }
 
     #[test]

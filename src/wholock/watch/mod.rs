@@ -30,13 +30,14 @@ pub mod screen;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 
+use super::cores::CoreMap;
 use super::snapshot::{Memory, Snapshot};
 use super::tree::{self, Process};
 use crate::cgroup::Usage;
@@ -88,6 +89,8 @@ pub struct Sight {
     pub cpu: Option<MachineCpu>,
     /// The lock; empty where there is a problem.
     pub snapshot: Snapshot,
+    /// Which job is on which processors, where one was told to run somewhere.
+    pub cores: Option<CoreMap>,
     /// Why the lock could not be looked at.
     pub problem: Option<String>,
 }
@@ -95,7 +98,7 @@ pub struct Sight {
 impl Default for Sight {
     fn default() -> Self {
         let (time_of_day, snapshot) = (String::new(), Snapshot::default());
-        Self { at: Instant::now(), time_of_day, cpu: None, snapshot, problem: None }
+        Self { at: Instant::now(), time_of_day, cpu: None, snapshot, cores: None, problem: None }
     }
 }
 
@@ -125,8 +128,9 @@ impl Target {
             Err(LockError::Missing(_)) if self.private => (Snapshot::default(), None),
             Err(error) => (Snapshot::default(), Some(error.to_string())),
         };
+        let cores = CoreMap::of(&snapshot, Path::new("/"));
         let (at, time_of_day) = (Instant::now(), clock::time_of_day());
-        Sight { at, time_of_day, cpu: proc.machine_cpu().ok(), snapshot, problem }
+        Sight { at, time_of_day, cpu: proc.machine_cpu().ok(), snapshot, cores, problem }
     }
 }
 

@@ -59,5 +59,5 @@ pub(super) fn process(pid: i32, depth: usize) -> Process {
 
 /// One look.
 pub(super) fn sight(at: Instant, cpu: Option<MachineCpu>, snapshot: Snapshot) -> Sight {
-    Sight { at, time_of_day: "14:03:22".to_owned(), cpu, snapshot, problem: None }
+    Sight { at, time_of_day: "14:03:22".to_owned(), cpu, snapshot, cores: None, problem: None }
 }
