@@ -11,13 +11,17 @@ fail() {
     exit 1
 }
 
+# A pause that needs no process: what tests measure meanwhile is not to be measured with them.
+exec {never}<> <(:)
+pause() { read -rt "$1" -u "$never" || true; }
+
 # Waits until a shell command succeeds: soon "what is waited for" COMMAND...
 soon() {
     local what=$1 end=$((SECONDS + 15 * patience))
     shift
     until "$@" >/dev/null 2>&1; do
         ((SECONDS < end)) || fail "did not come true: $what"
-        sleep 0.1
+        pause 0.1
     done
 }
 
