@@ -198,11 +198,6 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
     }
     let placed = args.cpus.is_some() || args.cores.is_some();
-    if args.pin.is_some() && !placed && args.mems.is_none() {
-        return Err(Aside::Usage(
-            "--pin says how strong --cpus, --cores or --mems are, and goes with one of them".to_owned(),
-        ));
-    }
     if args.isolated && args.pin == Some(pin::Choice::Soft) {
         return Err(Aside::Usage("--isolated needs a cpuset, and --pin soft has none".to_owned()));
     }
@@ -330,7 +325,6 @@ mod tests {
             "--isolated true",
             "--mems node true",
             "--pin firm true",
-            "--pin hard true",
             "--isolated --cpus 0 --pin soft true",
             "-s --isolated --cpus 0 true",
         ] {
