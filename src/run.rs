@@ -281,7 +281,6 @@ impl Run {
             let name = text::escape(&args.command[0].to_string_lossy());
             self.say.wrong(&format!("warning: {name} does not exist yet; it is looked for again when the job starts"));
         }
-        let plan = self.settings.pin.as_ref().map(|asked| Plan::new(asked, Path::new("/"))).transpose()?;
         let here = Here::look()?;
         let mut detected = self.detect(&here)?;
         if self.settings.private {
@@ -290,6 +289,9 @@ impl Run {
         }
         let lock = self.open_lock()?;
         let outer = nested::find(&here.proc, &lock.queue, &here.boot, here.pid_namespace).map_err(Error::Refused)?;
+        // A job inside another stays where that one is.
+        let plan =
+            self.settings.pin.as_ref().map(|asked| Plan::new(asked, Path::new("/"), outer.is_some())).transpose()?;
         // Orphans come home to us in the fallback, which is where the search may end if a scope cannot be had.
         let adopts = !matches!(detected.places.first(), Some(Place::V2(_)));
         let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)

@@ -57,12 +57,13 @@ enum Planned {
 }
 
 impl Plan {
-    /// Holds a request against the machine whose `/sys` and `/proc` are below `root`.
+    /// Holds a request against the machine whose `/sys` and `/proc` are below `root`. A `nested` job has no more than the one
+    /// that it is a part of.
     ///
     /// # Errors
     /// See [`PinError`].
-    pub fn new(request: &Request, root: &Path) -> Result<Self, PinError> {
-        Self::on(request, root, &machine::reachable)
+    pub fn new(request: &Request, root: &Path, nested: bool) -> Result<Self, PinError> {
+        Self::on(request, root, &|| if nested { None } else { machine::reachable() })
     }
 
     /// The same; `reachable` tells where a process of ours could run if it asked to.
@@ -196,7 +197,7 @@ fn processors(
         return Ok(all);
     }
     Err(PinError::NotThere(format!(
-        "cpus {} are not for this process, which may use {allowed} (a cpuset is around it)",
+        "cpus {} are not for this process, which may use {allowed} (a cpuset or a job around it)",
         all.without(allowed)
     )))
 }
@@ -289,7 +290,7 @@ mod tests {
         let root = machine("0-1");
         let limit = || Some("0-2".parse().unwrap());
         let error = Plan::on(&request(Some("2-3"), None, None), root.path(), &limit).unwrap_err().to_string();
-        assert_eq!(error, "cpus 2-3 are not for this process, which may use 0-1 (a cpuset is around it)");
+        assert_eq!(error, "cpus 2-3 are not for this process, which may use 0-1 (a cpuset or a job around it)");
     }
 
     #[test]

@@ -162,9 +162,9 @@ fn a_ticket_that_is_locked_in_part_only_keeps_nobody_busy() {
         let held = hold_part(&ticket, start, length);
         let context = format!("{lines:?} {start} {length}");
         if in_the_way {
-            let waiter = waits(&room, "pls --cores 1", " of 2 free) behind 1 job");
+            let waiter = waits(&room, "pls --cores 1", " behind 1 job");
             is_quiet(&waiter);
-            let behind = waits(&room, "pls --cores 2", " of 2 free) behind 2 jobs");
+            let behind = waits(&room, "pls --cores 2", " behind 2 jobs");
             is_quiet(&behind);
             drop(held);
             waiter.wait().exits(0).prints("ran\n");

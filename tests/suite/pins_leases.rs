@@ -91,7 +91,7 @@ fn a_later_smaller_ask_does_not_pass_a_larger_one_and_who_asks_for_none_does() {
     let room = Room::new();
     let (first, _) = having(pls(&room, 1));
     let large = asking(&room, "2.s", 2, &format!("(1 of 2 free) behind 1 job{}", runs(&me())));
-    let small = asking(&room, "3.s", 1, &format!("(1 of 2 free) behind 2 jobs{}", runs(&me())));
+    let small = asking(&room, "3.s", 1, &format!("(others asked before) behind 2 jobs{}", runs(&me())));
     room.cmd("pls -n --pin soft --cpus 1 echo passed").run().exits(0).prints("passed\n").says("");
     room.cmd("pls -n echo passed").run().exits(0).prints("passed\n").says("");
     assert_eq!((large.stdout(), small.stdout()), (String::new(), String::new()));
@@ -205,7 +205,7 @@ fn who_does_not_want_to_wait_for_cores_is_told_what_is_not_free() {
     room.cmd("pls -n --pin soft --cores 1 true")
         .run()
         .exits(75)
-        .mentions("not waiting for 1 core (1 of 2 free) behind 2 jobs");
+        .mentions("not waiting for 1 core (others asked before) behind 2 jobs");
     room.cmd("pls -q -w 0.2 --cores 1 true").run().exits(75).prints("").says("");
     // They are not put off by those who gave up.
     end(first);
@@ -226,7 +226,7 @@ fn who_asks_and_is_stopped_lets_others_pass_and_comes_back() {
     wait_until("it is stopped", || state_of(large.pid()) == 'T');
     large.signal(libc::SIGCONT);
     wait_until("it is back", || state_of(large.pid()) != 'T' && sleeps(large.pid()));
-    let small = asking(&room, "3.s", 1, "(1 of 2 free) behind 2 jobs");
+    let small = asking(&room, "3.s", 1, "(others asked before) behind 2 jobs");
     large.signal(libc::SIGTSTP);
     assert_eq!(runs_on(&small), "1");
     wait_until("it is stopped", || state_of(large.pid()) == 'T');
@@ -235,7 +235,7 @@ fn who_asks_and_is_stopped_lets_others_pass_and_comes_back() {
     wait_until("it is at the end of the queue", || room.tickets().iter().any(|name| name == "4.s"));
     wait_until("it sleeps", || sleeps(large.pid()));
     // It is in the way of later ones again.
-    let last = asking(&room, "5.s", 1, "(0 of 2 free) behind 3 jobs");
+    let last = asking(&room, "5.s", 1, "(others asked before) behind 3 jobs");
     end(first);
     wait_until("both sleep", || sleeps(large.pid()) && sleeps(last.pid()));
     assert_eq!((large.stdout(), last.stdout()), (String::new(), String::new()));
@@ -253,7 +253,7 @@ fn a_stopped_asker_that_is_killed_or_comes_back_to_free_cores_is_no_problem() {
     let room = Room::new();
     let (first, _) = having(pls(&room, 2));
     let killed = asking(&room, "2.s", 2, "(0 of 2 free) behind 1 job");
-    let back = asking(&room, "3.s", 2, "(0 of 2 free) behind 2 jobs");
+    let back = asking(&room, "3.s", 2, "(others asked before) behind 2 jobs");
     for waiter in [&killed, &back] {
         waiter.signal(libc::SIGTSTP);
         wait_until("it is stopped", || state_of(waiter.pid()) == 'T');
@@ -279,7 +279,7 @@ fn the_end_of_whoever_is_first_in_the_line_wakes_the_next() {
         let room = Room::new();
         let (first, _) = having(pls(&room, 1));
         let large = asking(&room, "2.s", 2, "(1 of 2 free) behind 1 job");
-        let small = asking(&room, "3.s", 1, "(1 of 2 free) behind 2 jobs");
+        let small = asking(&room, "3.s", 1, "(others asked before) behind 2 jobs");
         large.signal(signal);
         large.wait().dies_of(signal);
         assert_eq!(runs_on(&small), "1");
@@ -430,7 +430,7 @@ fn a_cancelled_job_s_cores_go_to_the_next() {
     let room = Room::new();
     let (first, _) = having(pls(&room, 2));
     let waiter = asking(&room, "2.s", 1, "(0 of 2 free) behind 1 job");
-    let last = asking(&room, "3.s", 2, "(0 of 2 free) behind 2 jobs");
+    let last = asking(&room, "3.s", 2, "(others asked before) behind 2 jobs");
     room.cmd("perflock --cancel 1").run().exits(0);
     first.wait().dies_of(libc::SIGTERM);
     assert_eq!(runs_on(&waiter), "0");
@@ -448,14 +448,14 @@ fn whoever_waits_for_cores_is_not_woken_while_others_come_and_go() {
     let (zero, _) = having(pls(&room, 1));
     let (one, _) = having(pls(&room, 1));
     let first = asking(&room, "3.s", 1, "(0 of 2 free) behind 2 jobs");
-    let second = asking(&room, "4.s", 1, "(0 of 2 free) behind 3 jobs");
+    let second = asking(&room, "4.s", 1, "(others asked before) behind 3 jobs");
     let waiters = [first, second];
     let switches = || [0, 1].map(|index: usize| voluntary_switches(waiters[index].pid()));
     let before = switches();
     room.cmd("pls -n true").run().exits(0);
     room.cmd("pls -q -n --cores 1 true").run().exits(75);
     room.cmd("wholock --sample 0").run().exits(0);
-    let behind = asking(&room, "5.s", 1, "(0 of 2 free) behind 4 jobs");
+    let behind = asking(&room, "5.s", 1, "(others asked before) behind 4 jobs");
     behind.signal(libc::SIGINT);
     behind.wait().dies_of(libc::SIGINT);
     // This is what is measured: a second of it.
@@ -509,7 +509,7 @@ fn a_core_that_is_outside_of_the_own_cpuset_is_nobody_s_to_wait_for() {
     let waiter = waiting(&room, "2.s", cmd, "pls: waiting for 1 core (0 of 1 free) behind 1 job");
     // First come, first served, though it could have another core than the first.
     let cmd = other.enter(World::cmd(&room, "pls --cores 1")).args(["sh", "-c", STAYS]);
-    let behind = waiting(&room, "3.s", cmd, "pls: waiting for 1 core (1 of 1 free) behind 2 jobs");
+    let behind = waiting(&room, "3.s", cmd, "pls: waiting for 1 core (others asked before) behind 2 jobs");
     end(first);
     assert_eq!((runs_on(&waiter), runs_on(&behind)), ("0".to_owned(), "1".to_owned()));
     end(waiter);
