@@ -543,6 +543,18 @@ fn a_job_inside_another_is_pinned_among_that_one_s_processors() {
 }
 
 #[test]
+fn the_cpuset_of_a_job_inside_another_goes_with_that_one() {
+    needs!(Root, V2, OwnGroup, TwoCores, V1("cpuset"));
+    for outer in ["--pin hard --cpus 0", ""] {
+        let room = Room::new();
+        // The inner supervisor and its guard are killed with everything else.
+        let line = format!("perflock -q --time-limit 0.3 --grace 0 {outer} pls -q --cores 1 sleep 600");
+        room.cmd(&line).run().exits(124);
+        room.assert_clean();
+    }
+}
+
+#[test]
 fn a_crash_of_both_leaves_a_cpuset_that_the_next_job_removes() {
     needs!(Root, V2, OwnGroup, TwoCores, V1("cpuset"));
     for (uid, tracking) in [(0, ""), (ALICE, ""), (0, "--cgroup none")] {
