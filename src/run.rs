@@ -7,6 +7,7 @@
 
 mod account;
 mod cancel;
+mod here;
 mod job;
 mod pinning;
 mod wait;
@@ -22,10 +23,9 @@ use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::exit::{self, Ending};
 use crate::job::{JobId, Mode};
-use crate::lock::{self, Hold, Joined, Lock, LockError, Record, setup};
+use crate::lock::{self, Hold, Joined, Lock, LockError, setup};
 use crate::nested::{self, Outer};
 use crate::pin::{PinError, Plan};
-use crate::procfs::Proc;
 use crate::report;
 use crate::report::document::Reason;
 use crate::say::Say;
@@ -37,6 +37,7 @@ use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
+use here::{Here, Prepared, no_group, weaker};
 use job::{Finished, Job};
 use pinning::{CPUS_VARIABLE, Keeper, Pinning};
 use wait::{Unstarted, fatal};
@@ -192,66 +193,6 @@ struct Run {
     say: Say,
     inherited: Inherited,
     account: Account,
-}
-
-/// What this machine and this process are, found out once.
-struct Here {
-    proc: Proc,
-    mountinfo: String,
-    boot: String,
-    pid_namespace: u64,
-    cgroup_namespace: u64,
-}
-
-/// What a run is, found out before it asks for the machine.
-#[derive(Clone, Copy)]
-struct Prepared<'a> {
-    command: &'a Command,
-    /// Where it is to run, if that was asked for.
-    plan: Option<&'a Plan>,
-    here: &'a Here,
-    signals: &'a Signals,
-}
-
-impl Here {
-    fn look() -> Result<Self, Error> {
-        let proc = Proc::default();
-        let unreadable = |error| Error::System { what: "read /proc (is it mounted?)", source: error };
-        Ok(Self {
-            mountinfo: cgroup::detect::own_mountinfo(),
-            boot: proc.boot_id().map_err(unreadable)?,
-            pid_namespace: proc.own_namespace("pid").unwrap_or(0),
-            // Kernels without cgroup namespaces have one for all.
-            cgroup_namespace: proc.own_namespace("cgroup").unwrap_or(0),
-            proc,
-        })
-    }
-
-    /// Who became the user that a job runs as, if its supervisor is a process that we see.
-    fn login_uid(&self, record: &Record) -> Option<u32> {
-        let joined = &record.joined;
-        let same = self.boot == joined.boot && self.pid_namespace == joined.pid_namespace;
-        joined.supervisor(&self.proc).filter(|_| same).and_then(|stat| self.proc.login_uid(stat.pid))
-    }
-}
-
-/// What to say where only the fallback is left.
-fn weaker(detected: &Detected) -> String {
-    format!(
-        "warning: no job group can be made here ({}); processes that hide from their parent may survive, and CPU time is \
-         not counted ({}; --cgroup=none silences this)",
-        detected.reasons(),
-        detected.cure()
-    )
-}
-
-/// The same where the fallback was refused.
-fn no_group(detected: &Detected) -> Error {
-    Error::Refused(format!(
-        "no job group can be made here ({}); {}, or use --cgroup=auto for weaker tracking",
-        detected.reasons(),
-        detected.cure()
-    ))
 }
 
 /// What a job's environment has besides ours.
