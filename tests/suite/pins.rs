@@ -157,13 +157,15 @@ fn a_node_is_its_processors() {
     let world = World::new();
     let node = std::fs::read_to_string("/sys/devices/system/node/node0/cpulist").unwrap_or_default();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    if !status.contains(&format!("Cpus_allowed_list:\t{node}")) {
-        // Only where the tests may use the whole of it, and it is all that there is, are both lists the same.
-        return;
-    }
     let script = "grep Cpus_allowed_list /proc/self/status; echo $PERFLOCK_CPUS";
-    let expected = format!("Cpus_allowed_list:\t{node}{node}");
-    world.cmd("pls --pin soft --cpus node0 sh -c").arg(script).run().exits(0).prints(&expected).says("");
+    let done = world.cmd("pls --pin soft --cpus node0 sh -c").arg(script).run();
+    let whole = status.contains(&format!("Cpus_allowed_list:\t{node}"));
+    if whole || done.status.success() {
+        done.exits(0).prints(&format!("Cpus_allowed_list:\t{node}{node}")).says("");
+    } else {
+        // The tests may not use all of it.
+        done.exits(125).prints("").mentions(" are not for this process, which may use ");
+    }
     world.assert_clean();
 }
 

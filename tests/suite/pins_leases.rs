@@ -273,6 +273,33 @@ fn a_stopped_asker_that_is_killed_or_comes_back_to_free_cores_is_no_problem() {
 }
 
 #[test]
+fn cores_that_a_stopped_waiter_had_already_go_to_the_next() {
+    needs!(V2, TwoCores);
+    let room = Room::new();
+    let holder = room.holder("perflock");
+    let ask = || room.cmd("pls --cores 2").args(["sh", "-c", STAYS]);
+    let first = waiting(&room, "2.s", ask(), "waiting for lock behind 1 job");
+    let second = asking(&room, "3.s", 2, "(0 of 2 free) behind 1 job");
+    let has_cores = |ticket: &str| room.ticket(ticket).iter().any(|line| line["event"] == "cores");
+    assert!(has_cores("2.s") && !has_cores("3.s"));
+    first.signal(libc::SIGTSTP);
+    wait_until("it is stopped", || state_of(first.pid()) == 'T');
+    wait_until("the second has them", || has_cores("3.s"));
+    let text = room.cmd("wholock --sample 0").run().exits(0).stdout;
+    assert!(text.contains("\ncpus of node 0: 0-1 job 3"), "{text}");
+    first.signal(libc::SIGCONT);
+    wait_until("it is at the end of the queue", || room.tickets() == ["1.x", "3.s", "4.s"]);
+    end(holder);
+    assert_eq!(runs_on(&second), "0-1");
+    wait_until("the first sleeps", || sleeps(first.pid()));
+    assert_eq!(first.stdout(), "");
+    end(second);
+    assert_eq!(runs_on(&first), "0-1");
+    end(first);
+    room.assert_clean();
+}
+
+#[test]
 fn the_end_of_whoever_is_first_in_the_line_wakes_the_next() {
     needs!(V2, TwoCores);
     for signal in [libc::SIGKILL, libc::SIGTERM] {
@@ -334,7 +361,7 @@ fn the_own_orphan_s_cores_are_not_given_away_until_it_is_ended() {
              killed, before starting\n",
             me()
         );
-        assert!(next.stderr().contains(&said), "{}", next.stderr());
+        next.wait_stderr(&said);
         assert!(!alive(member));
         end(next);
         room.cmd("pls true").run().exits(0).says("");
