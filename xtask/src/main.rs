@@ -6,7 +6,9 @@
 mod bench;
 mod capture;
 mod check;
+mod room;
 mod soak;
+mod v1;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +24,8 @@ usage: cargo xtask check
            --strict     exit 1 if a target is missed
        cargo xtask soak [--jobs N | --time 2h] [--seed N] [--parallel N] [--bin DIR]
            jobs of several users, killed, stopped and cancelled at random; then proves from their log that
-           exclusive jobs were alone, the order was kept and every end is explained; needs root and cgroup v2
+           exclusive jobs were alone, cores had one owner, the order was kept and every end is explained; needs root
+           and cgroup v2
            --jobs N      how many [default: 2000]
            --time TIME   for so long instead (90s, 10m, 2h)
            --seed N      what is drawn at random [default: another each time]
