@@ -6,7 +6,9 @@
 mod bench;
 mod capture;
 mod check;
+mod room;
 mod soak;
+mod v1;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,14 +17,16 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask check
            what CI runs: format, clippy, licences and bans, unused dependencies, tests, a short soak
-       cargo xtask bench [start|queue|release|wholock|idle|usage]... [--pairs N] [--cold-only] [--strict]
+       cargo xtask bench [start|queue|release|wholock|idle|usage|pins]... [--pairs N] [--cold-only] [--strict]
            what perflock costs, as interleaved pairs; without a name: everything
-           --pairs N    rounds per measurement [default: 100; queue, release and usage's jobs: N/20, at least 5]
+           --pairs N    rounds per measurement [default: 100; queue, release and usage's jobs: N/20, pins' jobs: N/5, at
+                        least 5]
            --cold-only  leave out the runs without idle time between them
            --strict     exit 1 if a target is missed
        cargo xtask soak [--jobs N | --time 2h] [--seed N] [--parallel N] [--bin DIR]
            jobs of several users, killed, stopped and cancelled at random; then proves from their log that
-           exclusive jobs were alone, the order was kept and every end is explained; needs root and cgroup v2
+           exclusive jobs were alone, cores had one owner, the order was kept and every end is explained; needs root
+           and cgroup v2
            --jobs N      how many [default: 2000]
            --time TIME   for so long instead (90s, 10m, 2h)
            --seed N      what is drawn at random [default: another each time]

@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::INSIDE;
 use super::group::{Group, PREFIX};
-use crate::{Failure, top};
+use crate::{Failure, top, v1};
+
+/// The hierarchies of v1 in which the bench has a group too, named like the one in v2, where there are such hierarchies.
+const V1: [&str; 2] = ["cpuset", "cpuacct"];
 
 /// The file that kills the bench's group, for the signal handler.
 static KILL: AtomicI32 = AtomicI32::new(-1);
@@ -52,8 +55,10 @@ impl Drop for Directory {
 /// # Errors
 /// The group, the directory or the process could not be made.
 pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
-    // Dropped last first: the processes go before their files.
+    // Dropped last first: the processes go before their files, and before what they were in besides.
     let directory = Directory::create()?;
+    let name = format!("{PREFIX}{}", std::process::id());
+    let _v1 = V1.map(|controller| v1::Group::create(controller, &name));
     let group = Group::create()?;
     kill_on_signals(group.kill_file()?.into());
     let members = group.members_file()?;
@@ -143,6 +148,12 @@ impl Inside {
     /// The directory of the bench's group.
     pub(super) fn group(&self) -> &Path {
         &self.group
+    }
+
+    /// The directory of the bench's group in a hierarchy of v1, where there is one. Asked before anybody enters it.
+    pub(super) fn v1_group(&self, controller: &str) -> Option<PathBuf> {
+        let directory = v1::own_directory(controller)?.join(self.group.file_name()?);
+        directory.exists().then_some(directory)
     }
 
     /// A program that the bench built, silent on stdout; what it says on stderr goes to the bench's log.

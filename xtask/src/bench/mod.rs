@@ -9,6 +9,7 @@ mod group;
 mod idle;
 mod listing;
 mod machine;
+mod pins;
 mod queue;
 mod release;
 mod start;
@@ -26,7 +27,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 6] = ["start", "queue", "release", "wholock", "idle", "usage"];
+const NAMES: [&str; 7] = ["start", "queue", "release", "wholock", "idle", "usage", "pins"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +122,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("usage") {
         usage::measure(place, options.pairs, &mut print)?;
+    }
+    if options.wants("pins") {
+        pins::measure(place, options.pairs, &mut print)?;
     }
     println!(
         "\nmedian (5th to 95th percentile); ratios and differences: median over pairs unless said otherwise; {}",

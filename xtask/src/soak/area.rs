@@ -7,9 +7,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use perflock::pin::CpuList;
 use rustix::fs::{FlockOperation, XattrFlags, flock};
 
 use crate::Failure;
+use crate::v1::{self, children, remove_tree};
 
 /// The users whose jobs share the machine. They need no entry in /etc/passwd. Root comes last: it ends what is left of
 /// anybody's job.
@@ -94,20 +96,6 @@ impl Drop for Group {
     }
 }
 
-/// Removes a group and those below it.
-fn remove_tree(directory: &Path) -> std::io::Result<()> {
-    for child in children(directory) {
-        remove_tree(&child)?;
-    }
-    fs::remove_dir(directory)
-}
-
-/// The groups directly below.
-fn children(group: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(group).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
-}
-
 /// The directory of the group in the v2 hierarchy that this process is in.
 fn own_directory() -> Result<PathBuf, Failure> {
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
@@ -126,23 +114,26 @@ fn own_directory() -> Result<PathBuf, Failure> {
 /// Everything that a soak uses. Gone when dropped: the groups first, then the files.
 pub(super) struct Area {
     groups: Vec<Group>,
+    /// Where the cpusets of pinned jobs are made, on machines with that hierarchy of v1.
+    cpuset: Option<v1::Group>,
     directory: tempfile::TempDir,
 }
 
 impl Area {
-    /// Makes it, with copies of `programs` that every user can run.
+    /// Makes it, with copies of `programs` that every user can run, for jobs that may be pinned to `cpus`.
     ///
     /// # Errors
     /// Something cannot be made or copied.
-    pub(super) fn create(programs: &[PathBuf]) -> Result<Self, Failure> {
+    pub(super) fn create(programs: &[PathBuf], cpus: &CpuList) -> Result<Self, Failure> {
         let failed = |error| format!("cannot make a place for the soak: {error}");
         let directory = tempfile::Builder::new().prefix("pltest-soak-").tempdir().map_err(failed)?;
-        let mut area = Self { groups: Vec::new(), directory };
+        let mut area = Self { groups: Vec::new(), cpuset: None, directory };
         let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed);
         permit(area.directory.path(), 0o755)?;
         fs::create_dir(area.queue()).map_err(failed)?;
         permit(&area.queue(), 0o1777)?;
-        for path in [area.lock(), area.log(), area.presence()] {
+        let of_cpus = cpus.iter().map(|cpu| area.path(&format!("presence.{cpu}")));
+        for path in [area.lock(), area.log(), area.presence()].into_iter().chain(of_cpus) {
             File::create(&path).map_err(failed)?;
             permit(&path, 0o666)?;
         }
@@ -153,6 +144,12 @@ impl Area {
         }
         for uid in USERS {
             area.groups.push(Group::create(&uid.to_string(), uid)?);
+        }
+        area.cpuset = v1::Group::create("cpuset", &format!("{PREFIX}{}", std::process::id()));
+        if let Some(group) = &mut area.cpuset {
+            // Theirs and root's jobs are kept by cpusets then, those of the others by their affinity alone.
+            chown(group.directory(), Some(USERS[0]), None).map_err(failed)?;
+            group.enter().map_err(failed)?;
         }
         Ok(area)
     }
@@ -182,7 +179,8 @@ impl Area {
         self.path("log")
     }
 
-    /// The file that whoever runs has locked.
+    /// The file that whoever runs has locked. Of each processor there is one more, with its number behind a dot, for whoever
+    /// has that alone.
     pub(super) fn presence(&self) -> PathBuf {
         self.path("presence")
     }
@@ -221,6 +219,8 @@ impl Area {
                 jobs.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(JOB_PREFIX)));
             left.extend(jobs.map(|job| format!("the job group {}", job.display())));
         }
+        let cpusets = self.cpuset.iter().flat_map(|group| children(group.directory()));
+        left.extend(cpusets.map(|cpuset| format!("the cpuset {}", cpuset.display())));
         let tickets = fs::read_dir(self.queue()).into_iter().flatten().flatten();
         left.extend(tickets.map(|ticket| {
             let text = fs::read_to_string(ticket.path()).unwrap_or_default();

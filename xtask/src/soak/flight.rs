@@ -16,6 +16,7 @@ use super::plan::Plan;
 use super::proof::Proof;
 use super::record::{Disturbance, Ending, Event, JobNumber, Kind, Record};
 use crate::Failure;
+use crate::room::Room;
 
 /// When no job has ended for so long, something is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +26,10 @@ const CONTINUE_AGAIN: Duration = Duration::from_millis(50);
 
 /// Guards of one job that are killed at most: the product replaces no more.
 const GUARDS: usize = 2;
+
+/// How many of the jobs want the machine alone: as a rule, and now and then, so that shared ones are many at a time and have
+/// cores to dispute.
+const EXCLUSIVE_PERCENT: [u8; 3] = [40, 40, 10];
 
 /// How many jobs' words are kept for a message.
 const REMEMBERED: usize = 500;
@@ -58,6 +63,7 @@ struct Flying {
 /// A soak that goes on.
 pub(super) struct Flight<'a> {
     area: &'a Area,
+    room: Room,
     random: fastrand::Rng,
     log: File,
     reader: File,
@@ -65,6 +71,8 @@ pub(super) struct Flight<'a> {
     partial: Vec<u8>,
     flying: BTreeMap<JobNumber, Flying>,
     due: Vec<(Instant, Due)>,
+    /// How many of the jobs want the machine alone.
+    exclusive_percent: u8,
     /// Jobs started so far.
     pub(super) jobs: u64,
     /// What the log proves so far.
@@ -84,16 +92,18 @@ impl<'a> Flight<'a> {
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub(super) fn new(area: &'a Area, seed: u64) -> Result<Self, Failure> {
+    pub(super) fn new(area: &'a Area, room: Room, seed: u64) -> Result<Self, Failure> {
         let failed = |error| format!("cannot open the log: {error}");
         Ok(Self {
             area,
+            room,
             random: fastrand::Rng::with_seed(seed),
             log: File::options().append(true).open(area.log()).map_err(failed)?,
             reader: File::open(area.log()).map_err(failed)?,
             partial: Vec::new(),
             flying: BTreeMap::new(),
             due: Vec::new(),
+            exclusive_percent: EXCLUSIVE_PERCENT[0],
             jobs: 0,
             proof: Proof::default(),
             disturbances: BTreeMap::new(),
@@ -126,6 +136,7 @@ impl<'a> Flight<'a> {
                 if self.jobs.is_multiple_of(50) {
                     level = *self.random.choice(&[1, 3, parallel / 2, parallel, parallel]).unwrap_or(&parallel);
                     level = level.clamp(1, parallel);
+                    self.exclusive_percent = *self.random.choice(&EXCLUSIVE_PERCENT).unwrap_or(&EXCLUSIVE_PERCENT[0]);
                 }
                 if self.flying.len() < level {
                     continue;
@@ -193,8 +204,8 @@ impl<'a> Flight<'a> {
     fn start(&mut self) -> Result<(), Failure> {
         self.jobs += 1;
         let job = self.jobs;
-        let plan = Plan::draw(&mut self.random);
-        self.record(job, Event::Spawn(plan.kind, plan.mode))?;
+        let plan = Plan::draw(&mut self.random, &self.room, self.exclusive_percent);
+        self.record(job, Event::Spawn(plan.kind, plan.mode, plan.pin))?;
         let child = Child::start(self.area, plan.user, plan.words(self.area, job));
         let child = child.map_err(|error| format!("cannot start a job: {error}"))?;
         self.flying.insert(job, Flying { child, kind: plan.kind, done_to_it: Vec::new() });

@@ -1,8 +1,8 @@
 //! `cargo xtask soak`: hundreds of jobs of several users, and a harness that kills, stops and cancels them at random.
 //!
-//! The jobs' command (`stress_job`) and the harness write what happens into one log, and
-//! [`proof`] says what it proves: alone means alone, in order, and every end explained. Afterwards, when each user has
-//! run one more job, nothing may be left. What is drawn at random comes from a seed; when it happens does not.
+//! The jobs' command (`stress_job`) and the harness write what happens into one log, and [`proof`] says what it proves: alone
+//! means alone, on cores as on the machine, in order, and every end explained. Afterwards, when each user has run one more job,
+//! nothing may be left. What is drawn at random comes from a seed; when it happens does not.
 
 mod area;
 mod child;
@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::room::Room;
 use crate::{Failure, cargo, top};
 use area::Area;
 pub(crate) use area::missing;
@@ -95,7 +96,9 @@ pub(crate) fn soak(arguments: &[String]) -> Result<ExitCode, Failure> {
     build(options.bin.is_none())?;
     let built = debug_binaries();
     let product = options.bin.clone().unwrap_or_else(|| built.clone());
-    let area = Area::create(&[product.join("perflock"), product.join("pls"), built.join("stress_job")])?;
+    let room = Room::read()?;
+    let programs = [product.join("perflock"), product.join("pls"), built.join("stress_job")];
+    let area = Area::create(&programs, &room.cpus)?;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only stores a word: async-signal-safe.
         unsafe { libc::signal(signal, interrupted as *const () as libc::sighandler_t) };
@@ -103,7 +106,7 @@ pub(crate) fn soak(arguments: &[String]) -> Result<ExitCode, Failure> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(0..1 << 32));
     println!("seed {seed}, up to {} jobs at a time, in {}", options.parallel, area.directory().display());
     let start = Instant::now();
-    let mut flight = Flight::new(&area, seed)?;
+    let mut flight = Flight::new(&area, room, seed)?;
     let flown = flight.fly(options.until, options.parallel).and_then(|()| flight.land());
     let took = start.elapsed();
     let left = if flown.is_ok() { area.left() } else { Vec::new() };
@@ -156,6 +159,8 @@ fn print_summary(flight: &Flight<'_>, took: Duration, seed: u64) {
     println!("  {:<26}{ended:>8}", "ended by the next job");
     println!("  {:<26}{waited:>8}", "waited for by the next job");
     println!("  {:<26}{:>8}", "beside flock (known)", flight.proof.known_overlaps());
+    let [leases, beside] = flight.proof.leases();
+    println!("{:<28}{leases:>8}\n  {:<26}{beside:>8}", "jobs with cores of their own", "beside another such job");
     let seconds = took.as_secs_f64();
     println!("{:<28}{seconds:>8.1}\n{:<28}{:>8.1}", "seconds", "jobs/s", flight.jobs as f64 / seconds);
     println!("{:<28}{:>8.1}", "longest pause, seconds", flight.longest_pause.as_secs_f64());

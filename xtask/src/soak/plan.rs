@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::area::{Area, USERS};
-use super::record::{JobNumber, Kind, Mode};
+use super::record::{JobNumber, Kind, Mode, Pin};
+use crate::room::Room;
 
 /// How long perflock lets leftovers live after TERM. Those of the workers ignore that.
 const GRACE: &str = "50ms";
@@ -18,6 +19,10 @@ pub(super) struct Plan {
     pub(super) mode: Mode,
     /// Who asks.
     pub(super) kind: Kind,
+    /// Where it runs.
+    pub(super) pin: Pin,
+    /// How it asks for that.
+    pinning: Vec<String>,
     /// `-n` or `-w`, for [`Kind::Limited`].
     limit: Option<String>,
     work: Duration,
@@ -27,8 +32,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Draws a job.
-    pub(super) fn draw(random: &mut fastrand::Rng) -> Self {
+    /// Draws a job; this share of them wants the machine alone.
+    pub(super) fn draw(random: &mut fastrand::Rng, room: &Room, exclusive_percent: u8) -> Self {
         let kind = match random.u8(0..100) {
             0..10 => Kind::Outsider,
             10..20 => Kind::Limited,
@@ -39,14 +44,24 @@ impl Plan {
             Kind::Limited => Some(format!("--wait={}ms", random.u32(1..400))),
             Kind::Patient | Kind::Outsider => None,
         };
-        // A few are there for so long that whatever is done to holders happens to them.
-        let work = if random.u8(0..100) < 6 { random.u64(20_000..100_000) } else { random.u64(0..10_000) };
+        let mode = if random.u8(0..100) < exclusive_percent { Mode::Exclusive } else { Mode::Shared };
+        let (pin, pinning) = match kind {
+            Kind::Outsider => (Pin::Free, Vec::new()),
+            Kind::Patient | Kind::Limited => pinned(random, mode, room),
+        };
         // An outsider that leaves something behind keeps the lock by it; that is flock(1)'s affair.
-        let leaves = kind != Kind::Outsider && random.u8(0..100) < 8;
+        // What is left of a dead job with cores of its own must be met by one that wants some, before one that ends everybody.
+        let leaves = kind != Kind::Outsider && random.u8(0..100) < if pin == Pin::Leased { 20 } else { 8 };
+        // A few are there for so long that whatever is done to holders happens to them, and those with cores of their own until
+        // another one is there.
+        let usual = if pin == Pin::Leased { 20_000 } else { 10_000 };
+        let work = if random.u8(0..100) < 6 { random.u64(20_000..100_000) } else { random.u64(0..usual) };
         Self {
             user: random.usize(0..USERS.len()),
-            mode: if random.u8(0..100) < 40 { Mode::Exclusive } else { Mode::Shared },
+            mode,
             kind,
+            pin,
+            pinning,
             limit,
             work: Duration::from_micros(work),
             burns: random.bool(),
@@ -63,7 +78,7 @@ impl Plan {
             (_, mode) => {
                 let program = if mode == Mode::Exclusive { "perflock" } else { "pls" };
                 let mut words = vec![area.path(program).into(), "--lock".into(), lock, "--grace".into(), GRACE.into()];
-                words.extend(self.limit.iter().map(OsString::from));
+                words.extend(self.limit.iter().chain(&self.pinning).map(OsString::from));
                 words.push("--cgroup=required".into());
                 words
             }
@@ -71,9 +86,37 @@ impl Plan {
         words.extend([area.path("stress_job"), area.log(), area.presence(), area.queue()].map(OsString::from));
         words.push(job.to_string().into());
         words.push(self.mode.word().into());
+        words.push(self.pin.word().into());
         words.push(if self.burns { "burn" } else { "sleep" }.into());
         words.push(self.work.as_micros().to_string().into());
         words.push(self.leftover.as_millis().to_string().into());
         words
     }
+}
+
+/// Draws where a job of perflock's runs, and the options that ask for it. Whoever has the machine alone shares its cores with
+/// nobody, and so has none to itself.
+fn pinned(random: &mut fastrand::Rng, mode: Mode, room: &Room) -> (Pin, Vec<String>) {
+    let cores = room.cores.min(2);
+    let (for_cores, for_cpus) = if mode == Mode::Shared { (33, 43) } else { (8, 16) };
+    let (pin, mut options) = match random.u8(0..100) {
+        // A machine of one core is no place for this.
+        drawn if drawn < for_cores && cores > 1 => {
+            let pin = if mode == Mode::Shared { Pin::Leased } else { Pin::Pinned };
+            // Mostly one, so that there are some side by side on a small machine, too.
+            let count = if random.u8(0..4) == 0 { cores } else { 1 };
+            let mut options = vec![format!("--cores={count}")];
+            options.extend(random.bool().then(|| "--smt".to_owned()));
+            (pin, options)
+        }
+        drawn if (for_cores..for_cpus).contains(&drawn) => {
+            let cpus: Vec<u32> = room.cpus.iter().collect();
+            let one = random.choice(cpus).map_or_else(|| "all".to_owned(), |cpu| cpu.to_string());
+            let list = if random.bool() { one } else { "all".to_owned() };
+            (Pin::Pinned, vec![format!("--cpus={list}")])
+        }
+        _ => return (Pin::Free, Vec::new()),
+    };
+    options.extend((random.u8(0..100) < 30).then(|| "--pin=soft".to_owned()));
+    (pin, options)
 }

@@ -4,9 +4,13 @@
 //!   its members is born) to its last. If an incompatible job started in between, both were there. The worker's
 //!   presence lock finds what the lines cannot: a job that was killed, and what it left behind, have no last line, but
 //!   keep that lock while they live, and the next incompatible worker says `overlap`.
+//! - **Cores.** Two jobs that have a core in common conflict, shared or not, if each of them was given its cores alone:
+//!   by the same lines, and by a presence lock for each processor, of which the next worker says `taken`. What is left of
+//!   a dead job keeps its cores, so nothing may be met. Every worker that is pinned says `strayed` unless the kernel lets it
+//!   run exactly where it was told.
 //! - **Order.** A worker names the tickets that were ahead of it in the queue while its job was started. Tickets that
 //!   exist together are ordered by number, so this is all of what order means; numbers of a queue that ran empty in
-//!   between say nothing about each other.
+//!   between say nothing about each other. Those that ask for cores are served in that order, too.
 //! - **Once.** A job that nothing disturbed ran once and ended with 0; each other one ended in a way that what was done
 //!   to it explains.
 //!
@@ -15,12 +19,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::record::{Disturbance, Ending, Event, JobNumber, Kind, Mode, Record};
+use perflock::pin::CpuList;
+
+use super::record::{Disturbance, Ending, Event, JobNumber, Kind, Mode, Pin, Record};
 
 /// EX_TEMPFAIL: the lock was not obtained.
 const NOT_OBTAINED: i32 = 75;
 
-/// A worker's exit code after `overlap`.
+/// A worker's exit code after `overlap`, `taken` and `strayed`.
 const OVERLAPPED: i32 = 97;
 
 /// Something that must not be.
@@ -45,17 +51,27 @@ impl fmt::Display for Problem {
 struct Job {
     kind: Kind,
     mode: Mode,
+    pin: Pin,
     done_to_it: Vec<Disturbance>,
+    /// What it was given alone, once it has started.
+    cores: CpuList,
     /// Lines of its worker.
     started: Option<usize>,
     stopped: Option<usize>,
     overlapped: bool,
+    /// It did not find its processors as it should.
+    mispinned: bool,
     exited: Option<(usize, Ending)>,
 }
 
 impl Job {
     fn had(&self, disturbance: Disturbance) -> bool {
         self.done_to_it.contains(&disturbance)
+    }
+
+    /// Whether both may not run at the same time.
+    fn conflicts_with(&self, other: &Self) -> bool {
+        self.mode.conflicts_with(other.mode) || self.cores.meets(&other.cores)
     }
 
     /// Neither supervisor nor guard may be left to end what is left of it.
@@ -81,7 +97,7 @@ impl Job {
             Ending::Code(0) => ran_once,
             Ending::Code(NOT_OBTAINED) => self.kind == Kind::Limited && self.started.is_none(),
             // That is a problem, or none, of its own.
-            Ending::Code(OVERLAPPED) => self.overlapped,
+            Ending::Code(OVERLAPPED) => self.overlapped || self.mispinned,
             Ending::Signal(libc::SIGKILL) => self.supervisor_was_killed(),
             Ending::Signal(libc::SIGTERM) => self.had(Disturbance::Cancel),
             Ending::Code(_) | Ending::Signal(_) => false,
@@ -106,6 +122,7 @@ pub(super) struct Proof {
     /// Started, and neither stopped nor ended.
     open: Vec<JobNumber>,
     tickets: HashSet<String>,
+    leases: [usize; 2],
     /// What was found so far.
     pub(super) problems: Vec<Problem>,
 }
@@ -118,12 +135,17 @@ impl Proof {
             return self.problem(format!("a line was torn: {line:?}"), &[]);
         };
         match event {
-            Event::Spawn(kind, mode) => self.spawned(job, kind, mode),
+            Event::Spawn(kind, mode, pin) => self.spawned(job, kind, mode, pin),
             _ if !self.jobs.contains_key(&job) => self.problem(format!("job {job} was never spawned"), &[job]),
             Event::Disturb(disturbance) => self.job(job).done_to_it.push(disturbance),
             Event::Exit(ending) => self.exited(job, ending),
-            Event::Start { ticket, overtook } => self.started(job, &ticket, &overtook),
+            Event::Start { ticket, overtook, cpus } => self.started(job, &ticket, &overtook, cpus),
             Event::Overlap => self.overlapped(job),
+            Event::Taken(cpu) => self.met_on(job, cpu),
+            Event::Strayed(how) => {
+                self.job(job).mispinned = true;
+                self.problem(format!("job {job} does not run where it was told: {how}"), &[job]);
+            }
             Event::Stop => {
                 self.lives(job);
                 self.open.retain(|&other| other != job);
@@ -165,6 +187,11 @@ impl Proof {
         self.jobs.values().filter(|job| job.overlapped).count()
     }
 
+    /// How many jobs with cores of their own started, and how many of these while another one ran.
+    pub(super) fn leases(&self) -> [usize; 2] {
+        self.leases
+    }
+
     fn job(&mut self, number: JobNumber) -> &mut Job {
         // Every caller has looked.
         self.jobs.get_mut(&number).expect("a job that was spawned")
@@ -174,15 +201,32 @@ impl Proof {
         self.problems.push(Problem { line: self.lines, what, jobs: jobs.to_vec() });
     }
 
-    fn spawned(&mut self, number: JobNumber, kind: Kind, mode: Mode) {
-        let done_to_it = Vec::new();
-        let job = Job { kind, mode, done_to_it, started: None, stopped: None, overlapped: false, exited: None };
+    fn spawned(&mut self, number: JobNumber, kind: Kind, mode: Mode, pin: Pin) {
+        let job = Job {
+            kind,
+            mode,
+            pin,
+            done_to_it: Vec::new(),
+            cores: CpuList::default(),
+            started: None,
+            stopped: None,
+            overlapped: false,
+            mispinned: false,
+            exited: None,
+        };
         if self.jobs.insert(number, job).is_some() {
             self.problem(format!("job {number} was spawned twice"), &[number]);
         }
     }
 
-    fn started(&mut self, number: JobNumber, ticket: &str, overtook: &str) {
+    fn started(&mut self, number: JobNumber, ticket: &str, overtook: &str, cpus: Option<CpuList>) {
+        let pin = self.jobs[&number].pin;
+        if cpus.is_some() != (pin != Pin::Free) {
+            self.problem(format!("job {number} is {} and was given {cpus:?}", pin.word()), &[number]);
+        }
+        if pin == Pin::Leased {
+            self.job(number).cores = cpus.unwrap_or_default();
+        }
         self.lives(number);
         if overtook != "-" {
             self.problem(format!("job {number} (ticket {ticket}) overtook {overtook}"), &[number]);
@@ -199,7 +243,11 @@ impl Proof {
         // Whoever got the presence lock is proof that the members of these are gone.
         let me = &self.jobs[&number];
         let (gone, open): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.open).into_iter().partition(|other| self.jobs[other].mode.conflicts_with(me.mode));
+            std::mem::take(&mut self.open).into_iter().partition(|other| self.jobs[other].conflicts_with(me));
+        if pin == Pin::Leased {
+            self.leases[0] += 1;
+            self.leases[1] += usize::from(open.iter().any(|other| self.jobs[other].pin == Pin::Leased));
+        }
         let without_reason: Vec<JobNumber> =
             gone.into_iter().filter(|other| !self.jobs[other].done_to_it.iter().any(|done| done.ends())).collect();
         self.open = open;
@@ -215,16 +263,30 @@ impl Proof {
         self.lives(number);
         self.job(number).overlapped = true;
         let me = &self.jobs[&number];
-        let others = || self.jobs.iter().filter(|(other, job)| **other != number && job.mode.conflicts_with(me.mode));
+        let others = || self.jobs.iter().filter(|(other, job)| **other != number && job.conflicts_with(me));
         if others().any(|(&other, job)| job.passes(me) && self.may_be_left(other, job)) {
             return;
         }
-        let mut suspects: Vec<JobNumber> =
-            others().filter(|(other, job)| self.may_run(**other, job)).map(|(&other, _)| other).collect();
+        let suspects = others().filter(|(other, job)| self.may_run(**other, job)).map(|(&other, _)| other).collect();
+        self.met("met living members of a job that it conflicts with", number, suspects);
+    }
+
+    fn met_on(&mut self, number: JobNumber, cpu: u32) {
+        self.lives(number);
+        self.job(number).mispinned = true;
+        let owns = |other: JobNumber, job: &Job| other != number && job.cores.contains(cpu) && self.may_run(other, job);
+        let suspects = self.jobs.iter().filter(|(other, job)| owns(**other, job)).map(|(&other, _)| other).collect();
+        self.met(
+            &format!("was given cpu {cpu}, where it met living members of a job that has it alone"),
+            number,
+            suspects,
+        );
+    }
+
+    fn met(&mut self, whom: &str, number: JobNumber, mut suspects: Vec<JobNumber>) {
         suspects.sort_unstable();
         let names: Vec<String> = suspects.iter().map(ToString::to_string).collect();
-        let names = names.join(", ");
-        let what = format!("job {number} met living members of a job that it conflicts with, one of [{names}]");
+        let what = format!("job {number} {whom}, one of [{}]", names.join(", "));
         self.problem(what, &[&[number], &suspects[..]].concat());
     }
 
@@ -234,7 +296,7 @@ impl Proof {
         // Before the next job with a ticket is started, the orphan is ended.
         let ends_it = |&(at, other): &(usize, JobNumber)| {
             let next = &self.jobs[&other];
-            at > exited && other != number && next.kind != Kind::Outsider && next.mode.conflicts_with(job.mode)
+            at > exited && other != number && next.kind != Kind::Outsider && next.conflicts_with(job)
         };
         job.kind != Kind::Outsider && !self.starts.iter().any(ends_it)
     }
@@ -243,7 +305,7 @@ impl Proof {
     fn may_run(&self, number: JobNumber, job: &Job) -> bool {
         let ended = job.exited.is_some() && !job.supervisor_was_killed();
         let succeeded = |&(at, other): &(usize, JobNumber)| {
-            Some(at) > job.started && other != number && self.jobs[&other].mode.conflicts_with(job.mode)
+            Some(at) > job.started && other != number && self.jobs[&other].conflicts_with(job)
         };
         job.started.is_some() && !ended && !self.starts.iter().any(succeeded)
     }
@@ -270,7 +332,7 @@ impl Proof {
         let later = self.starts.iter().rev().take_while(|(line, _)| *line > since);
         let beside: Vec<JobNumber> = later
             .map(|&(_, other)| other)
-            .filter(|other| *other != number && self.jobs[other].mode.conflicts_with(job.mode))
+            .filter(|other| *other != number && self.jobs[other].conflicts_with(job))
             .filter(|other| !self.jobs[other].passes(job))
             .collect();
         for other in beside {

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use perflock::pin::CpuList;
+
 /// A job, by the number that the harness gave it.
 pub(super) type JobNumber = u64;
 
@@ -47,6 +49,31 @@ impl Kind {
             Self::Patient => "patient",
             Self::Limited => "limited",
             Self::Outsider => "outsider",
+        }
+    }
+}
+
+/// Where a job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pin {
+    /// Wherever the kernel likes.
+    Free,
+    /// On some processors that others use too.
+    Pinned,
+    /// On cores that no other such job has: `pls --cores`.
+    Leased,
+}
+
+impl Pin {
+    /// All of them.
+    const ALL: [Self; 3] = [Self::Free, Self::Pinned, Self::Leased];
+
+    /// The word on the worker's command line and in the log.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Pinned => "pinned",
+            Self::Leased => "leased",
         }
     }
 }
@@ -113,20 +140,26 @@ impl fmt::Display for Ending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// Harness: it is about to be started.
-    Spawn(Kind, Mode),
+    Spawn(Kind, Mode, Pin),
     /// Harness: this is about to be done to it.
     Disturb(Disturbance),
     /// Harness: its supervisor (an outsider's flock) was reaped.
     Exit(Ending),
-    /// Worker: it runs, and got the presence lock.
+    /// Worker: it runs, and got the presence lock, and those of its cores.
     Start {
         /// PERFLOCK_JOB; `-` for an outsider.
         ticket: String,
         /// Tickets that it overtook, as file names with commas between; `-` for none.
         overtook: String,
+        /// PERFLOCK_CPUS, which is also where it may run; none, and `-` in the log, where there is no such variable.
+        cpus: Option<CpuList>,
     },
     /// Worker: it runs, and did not get the presence lock: a job that it conflicts with has a living member.
     Overlap,
+    /// Worker: it runs, and another job's member has the presence lock of this processor, which it was given alone.
+    Taken(u32),
+    /// Worker: it runs, and where it may run is not what PERFLOCK_CPUS says, or what it asked for. In its own words.
+    Strayed(String),
     /// Worker: it is done.
     Stop,
     /// Background process of a worker: it is done, and nobody has ended it.
@@ -149,11 +182,18 @@ impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let job = self.job;
         match &self.event {
-            Event::Spawn(kind, mode) => writeln!(f, "{job} spawn {} {} {END}", kind.word(), mode.word()),
+            Event::Spawn(kind, mode, pin) => {
+                writeln!(f, "{job} spawn {} {} {} {END}", kind.word(), mode.word(), pin.word())
+            }
             Event::Disturb(disturbance) => writeln!(f, "{job} disturb {} {END}", disturbance.word()),
             Event::Exit(ending) => writeln!(f, "{job} exit {ending} {END}"),
-            Event::Start { ticket, overtook } => writeln!(f, "{job} start {ticket} {overtook} {END}"),
+            Event::Start { ticket, overtook, cpus } => {
+                let cpus = cpus.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+                writeln!(f, "{job} start {ticket} {overtook} {cpus} {END}")
+            }
             Event::Overlap => writeln!(f, "{job} overlap {END}"),
+            Event::Taken(cpu) => writeln!(f, "{job} taken {cpu} {END}"),
+            Event::Strayed(how) => writeln!(f, "{job} strayed {how} {END}"),
             Event::Stop => writeln!(f, "{job} stop {END}"),
             Event::LeftoverStop => writeln!(f, "{job} leftover-stop {END}"),
         }
@@ -166,17 +206,24 @@ impl Record {
         let words: Vec<&str> = line.split(' ').collect();
         let [job, words @ .., END] = words.as_slice() else { return None };
         let event = match *words {
-            ["spawn", kind, mode] => Event::Spawn(
+            ["spawn", kind, mode, pin] => Event::Spawn(
                 [Kind::Patient, Kind::Limited, Kind::Outsider].into_iter().find(|known| known.word() == kind)?,
                 [Mode::Exclusive, Mode::Shared].into_iter().find(|known| known.word() == mode)?,
+                Pin::ALL.into_iter().find(|known| known.word() == pin)?,
             ),
             ["disturb", word] => {
                 Event::Disturb(Disturbance::ALL.into_iter().find(|disturbance| disturbance.word() == word)?)
             }
             ["exit", "code", code] => Event::Exit(Ending::Code(code.parse().ok()?)),
             ["exit", "signal", signal] => Event::Exit(Ending::Signal(signal.parse().ok()?)),
-            ["start", ticket, overtook] => Event::Start { ticket: ticket.to_owned(), overtook: overtook.to_owned() },
+            ["start", ticket, overtook, cpus] => Event::Start {
+                ticket: ticket.to_owned(),
+                overtook: overtook.to_owned(),
+                cpus: if cpus == "-" { None } else { Some(cpus.parse().ok()?) },
+            },
             ["overlap"] => Event::Overlap,
+            ["taken", cpu] => Event::Taken(cpu.parse().ok()?),
+            ["strayed", how] => Event::Strayed(how.to_owned()),
             ["stop"] => Event::Stop,
             ["leftover-stop"] => Event::LeftoverStop,
             _ => return None,
@@ -191,14 +238,17 @@ mod tests {
 
     #[test]
     fn every_line_survives_its_own_spelling_and_no_part_of_one_is_a_line() {
-        let start = Event::Start { ticket: "7-a-0000000b-c".to_owned(), overtook: "5.x,6.s".to_owned() };
+        let start = |cpus| Event::Start { ticket: "7-a-0000000b-c".to_owned(), overtook: "5.x,6.s".to_owned(), cpus };
         let events = [
-            Event::Spawn(Kind::Limited, Mode::Shared),
+            Event::Spawn(Kind::Limited, Mode::Shared, Pin::Leased),
             Event::Disturb(Disturbance::Suspend),
             Event::Exit(Ending::Signal(15)),
             Event::Exit(Ending::Code(0)),
-            start,
+            start(None),
+            start(Some([0, 2, 3].into_iter().collect())),
             Event::Overlap,
+            Event::Taken(7),
+            Event::Strayed("0-3,not-1".to_owned()),
             Event::Stop,
             Event::LeftoverStop,
         ];

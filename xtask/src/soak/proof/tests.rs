@@ -2,13 +2,17 @@
 
 use super::*;
 
-/// What is wrong with a log of these lines, given without their ends. A line with a `|` is fed as it is.
+/// What is wrong with a log of these lines, given without their ends, and where a job is not pinned without saying so. A line
+/// with a `|` is fed as it is.
 fn problems(lines: &str) -> Vec<String> {
     let mut proof = Proof::default();
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match line.strip_prefix('|') {
-            Some(raw) => proof.feed(raw),
-            None => proof.feed(&format!("{line} .")),
+        let words: Vec<&str> = line.split(' ').collect();
+        match (line.strip_prefix('|'), &words[..]) {
+            (Some(raw), _) => proof.feed(raw),
+            (None, [_, "spawn", _, _]) => proof.feed(&format!("{line} free .")),
+            (None, [_, "start", _, _]) => proof.feed(&format!("{line} - .")),
+            (None, _) => proof.feed(&format!("{line} .")),
         }
     }
     proof.finish();
@@ -22,6 +26,7 @@ fn two(first: &str, second: &str, lines: &str) -> Vec<String> {
 
 const X: &str = "patient exclusive";
 const S: &str = "patient shared";
+const LEASED: &str = "patient shared leased";
 
 #[track_caller]
 fn assert_one(problems: &[String], part: &str) {
@@ -140,4 +145,61 @@ fn a_torn_line_is_found() {
     let log = "1 spawn patient shared\n|1 start a\n1 start a -\n1 stop\n1 exit code 0\n|1 st1 stop .";
     assert_eq!(problems(log).len(), 2);
     assert_one(&problems("7 stop"), "job 7 was never spawned");
+}
+
+#[test]
+fn jobs_with_different_cores_and_others_run_together() {
+    let ended = "1 stop\n1 exit code 0\n2 stop\n2 exit code 0";
+    assert_eq!(two(LEASED, LEASED, &format!("1 start a - 0,2\n2 start b - 1,3\n{ended}")), [""; 0]);
+    // Who was told where to run has nothing alone, nor has who was told nothing.
+    let (pinned, start) = ("patient shared pinned", "1 start a - 0-3");
+    assert_eq!(two(LEASED, pinned, &format!("{start}\n2 start b - 0\n{ended}")), [""; 0]);
+    assert_eq!(two(LEASED, S, &format!("{start}\n2 start b -\n{ended}")), [""; 0]);
+    assert_eq!(two(pinned, pinned, &format!("{start}\n2 start b - 0\n{ended}")), [""; 0]);
+}
+
+#[test]
+fn a_core_with_two_owners_is_found() {
+    let found = two(LEASED, LEASED, "1 start a - 0-2\n2 start b - 2-3\n1 stop\n1 exit code 0\n2 stop\n2 exit code 0");
+    assert!(found[0].contains("job 2 started before job 1 stopped"), "{found:?}");
+    assert!(found[1].contains("job 2 started while job 1 had a living member"), "{found:?}");
+    let one_after_the_other = "1 start a - 0-2\n1 stop\n1 exit code 0\n2 start b - 2-3\n2 stop\n2 exit code 0";
+    assert_eq!(two(LEASED, LEASED, one_after_the_other), [""; 0]);
+}
+
+#[test]
+fn what_is_left_of_a_dead_job_keeps_its_cores() {
+    let killed = "1 start a - 0\n1 disturb kill-both\n1 exit signal 9";
+    let next = "2 start b - 0\n2 stop\n2 exit code 0";
+    assert_eq!(two(LEASED, LEASED, &format!("{killed}\n{next}")), [""; 0]);
+    let late = two(LEASED, LEASED, &format!("{killed}\n{next}\n1 leftover-stop"));
+    assert_one(&late, "job 2 started while job 1 had a living member");
+    let elsewhere = next.replace("- 0", "- 1");
+    assert_eq!(two(LEASED, LEASED, &format!("{killed}\n{elsewhere}\n1 leftover-stop")), [""; 0]);
+    // Its worker's first line may come after its supervisor's end, but not after that of the next with its cores.
+    let early = format!("1 disturb kill-supervisor\n1 exit signal 9\n{next}\n1 start a - 0");
+    assert_one(&two(LEASED, LEASED, &early), "job 2 started while job 1 had a living member");
+}
+
+#[test]
+fn a_presence_lock_of_a_processor_that_was_not_free_is_found_orphan_or_not() {
+    let taken = "2 taken 1\n2 exit code 97";
+    let met = "job 2 was given cpu 1, where it met living members of a job that has it alone, one of [1]";
+    assert_one(&two(LEASED, LEASED, &format!("1 start a - 0-1\n{taken}\n1 stop\n1 exit code 0")), met);
+    let orphan = "1 start a - 0-1\n1 disturb kill-both\n1 exit signal 9";
+    assert_one(&two(LEASED, LEASED, &format!("{orphan}\n{taken}")), met);
+    assert_one(&two(LEASED, LEASED, &format!("1 start a - 0\n{taken}\n1 stop\n1 exit code 0")), "one of []");
+    assert_one(&two(S, LEASED, "1 start a -\n1 stop\n1 exit code 0\n2 exit code 97"), "ended with code 97");
+}
+
+#[test]
+fn a_job_must_run_where_it_was_told_and_be_told_so_if_it_asked() {
+    assert_one(&problems("1 spawn patient shared pinned\n1 strayed 0-1,not-1\n1 exit code 97"), "0-1,not-1");
+    let runs = |spawned: &str, cpus: &str| {
+        problems(&format!("1 spawn patient {spawned}\n1 start a - {cpus}\n1 stop\n1 exit code 0"))
+    };
+    assert_eq!(runs("exclusive pinned", "0-1"), [""; 0]);
+    assert_one(&runs("exclusive pinned", "-"), "job 1 is pinned and was given None");
+    assert_one(&runs("shared leased", "-"), "job 1 is leased and was given None");
+    assert_one(&runs("shared free", "1"), "job 1 is free and was given");
 }
