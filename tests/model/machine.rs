@@ -7,79 +7,8 @@ use perflock::lock::{Decision, Entry, Life, Target};
 use perflock::step::Step;
 use stateright::{Model, Property};
 
-use crate::properties::{ALONE, ORDER, OUTSIDERS, PLACE, VISIBLE};
-use crate::state::{Doing, Guard, Job, Outsider, Phase, State, Ticket};
-
-/// A mistake that the program could have, to see that the properties catch it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Bug {
-    /// Whoever wakes starts, without looking at the queue again.
-    NoSecondLook,
-    /// The ticket gets its name before it is locked.
-    PublishBeforeLocking,
-    /// The number is chosen before the directory is locked.
-    NumberOutsideTheLock,
-    /// At the end the ticket goes before the lock file is let go.
-    TicketRemovedBeforeTheLock,
-    /// There is no guard.
-    NoGuard,
-    /// Orphans are looked for before the lock file is taken.
-    LockAfterOrphans,
-    /// Who was stopped, and may have been passed, looks for orphans only ahead.
-    SearchAheadOnly,
-    /// A newcomer removes the ticket of a waiter that was stopped.
-    StoppedCleaned,
-    /// A waiter comes back from ^Z without locking the directory.
-    BackWithoutTheLock,
-}
-
-impl Bug {
-    pub(crate) const ALL: [Self; 9] = [
-        Self::NoSecondLook,
-        Self::PublishBeforeLocking,
-        Self::NumberOutsideTheLock,
-        Self::TicketRemovedBeforeTheLock,
-        Self::NoGuard,
-        Self::LockAfterOrphans,
-        Self::SearchAheadOnly,
-        Self::StoppedCleaned,
-        Self::BackWithoutTheLock,
-    ];
-
-    /// The promise that it breaks.
-    pub(crate) fn breaks(self) -> &'static str {
-        match self {
-            Self::NoSecondLook | Self::PublishBeforeLocking | Self::NumberOutsideTheLock => ORDER,
-            Self::StoppedCleaned => PLACE,
-            Self::BackWithoutTheLock => ORDER,
-            Self::TicketRemovedBeforeTheLock => VISIBLE,
-            Self::NoGuard => OUTSIDERS,
-            Self::LockAfterOrphans | Self::SearchAheadOnly => ALONE,
-        }
-    }
-
-    /// Where it shows.
-    pub(crate) fn machine(self) -> Machine {
-        let stopped = matches!(self, Self::SearchAheadOnly | Self::StoppedCleaned | Self::BackWithoutTheLock);
-        let (cancels, stops) = if stopped { (0, 1) } else { (1, 0) };
-        let outsider = self != Self::SearchAheadOnly;
-        Machine { jobs: 3, kills: 2, cancels, stops, outsider, bug: Some(self) }
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::NoSecondLook => "no second look after waking",
-            Self::PublishBeforeLocking => "publish before locking",
-            Self::NumberOutsideTheLock => "number outside the lock",
-            Self::TicketRemovedBeforeTheLock => "ticket removed before the lock",
-            Self::NoGuard => "guard dropped",
-            Self::LockAfterOrphans => "lock after the orphan check",
-            Self::SearchAheadOnly => "orphans only looked for ahead",
-            Self::StoppedCleaned => "stopped waiter's ticket cleaned",
-            Self::BackWithoutTheLock => "back from ^Z without the lock",
-        }
-    }
-}
+use crate::bugs::Bug;
+use crate::state::{Doing, Guard, Job, Outsider, Phase, State, Ticket, own_entry};
 
 /// How many jobs there are, and what may befall them all together.
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +18,16 @@ pub(crate) struct Machine {
     pub(crate) cancels: u8,
     pub(crate) stops: u8,
     pub(crate) outsider: bool,
+    /// How many cores it has, of which shared jobs ask for none, one or two of their own; 0 where nobody asks.
+    pub(crate) cores: u8,
+    /// What each job wants, and how many cores; empty for all that they may want.
+    pub(crate) these: &'static [(Mode, u8)],
     pub(crate) bug: Option<Bug>,
 }
+
+/// One that asks for cores may come back from ^Z when a later one has them, which waits for an exclusive one that came
+/// back too, which waits for the first. It takes an outsider to let it come that far.
+pub(crate) const IN_A_RING: &[(Mode, u8)] = &[(Mode::Shared, 2), (Mode::Exclusive, 0), (Mode::Shared, 1)];
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,12 +65,36 @@ pub(crate) enum Action {
 /// Jobs are of this many users in turn: one's own orphans are killed, others' are waited for.
 const USERS: usize = 2;
 
+/// Whether these jobs are of one user.
+pub(crate) fn of_one_user(one: usize, other: usize) -> bool {
+    one % USERS == other % USERS
+}
+
+/// The most that a job asks for.
+const MOST_CORES: u8 = 2;
+
 /// Steps of the supervisor that others cannot tell from the one before.
 const UNSEEN: [Step; 3] = [Step::Running, Step::MainEnded, Step::LeftoversSignalled];
 
 impl Machine {
-    fn has(&self, bug: Bug) -> bool {
+    pub(crate) fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
+    }
+
+    /// What the jobs may want: the machine, or to share it, with so many cores of their own or none.
+    fn wants(&self) -> Vec<Vec<(Mode, u8)>> {
+        if !self.these.is_empty() {
+            return vec![self.these.to_vec()];
+        }
+        let mut wants = vec![(Mode::Exclusive, 0)];
+        wants.extend((0..=self.cores.min(MOST_CORES)).map(|asks| (Mode::Shared, asks)));
+        let mut all: Vec<Vec<(Mode, u8)>> = vec![Vec::new()];
+        for _ in 0..self.jobs {
+            all = all.iter().flat_map(|before| wants.iter().map(move |&want| [before, &[want][..]].concat())).collect();
+        }
+        // One that asks alone is given what it asks for.
+        all.retain(|jobs| self.cores == 0 || jobs.iter().filter(|(_, asks)| *asks > 0).count() > 1);
+        all
     }
 
     /// The step that the supervisor makes after this one.
@@ -150,6 +111,23 @@ impl Machine {
         later.find(|next| !UNSEEN.contains(next))
     }
 
+    /// Whether this waiter can do nothing before others do something.
+    pub(crate) fn sleeps(&self, state: &State, i: usize) -> bool {
+        let Phase::Waiting(waiting, doing) = &state.jobs[i].phase else { return false };
+        match (waiting, doing) {
+            (Waiting::AskForCores, _) => state.directory.is_some() && !self.has(Bug::CoresWithoutTheLock),
+            (Waiting::Sleep(Target::LockFile), _) => !state.lock_is_free(state.jobs[i].mode, Some(i)),
+            (Waiting::Sleep(Target::Turn(_)), Doing::Opened(file)) => state.is_asking(*file),
+            (Waiting::Sleep(_), Doing::Opened(file)) => state.is_locked(*file),
+            // Whichever is over first ends the sleep.
+            (Waiting::Sleep(_), Doing::Watching(have, left)) => {
+                have.iter().all(|&file| state.is_locked(file)) && left.iter().all(|file| state.jobs[file.job].members)
+            }
+            (Waiting::Sleep(Target::Orphans), doing) => Self::waits_for_orphan(state, i, doing),
+            _ => false,
+        }
+    }
+
     /// What happens by itself, sooner or later.
     pub(crate) fn due(&self, state: &State, actions: &mut Vec<Action>) {
         for (i, job) in state.jobs.iter().enumerate() {
@@ -162,13 +140,8 @@ impl Machine {
                     }
                 }
                 Phase::Numbered(_) => actions.push(Action::Step(i, Step::TicketPublished)),
-                Phase::Waiting(waiting, doing) => {
-                    let asleep = match (waiting, doing) {
-                        (Waiting::Sleep(Target::LockFile), _) => !state.lock_is_free(job.mode, Some(i)),
-                        (Waiting::Sleep(_), Doing::Opened(file)) => state.is_locked(*file),
-                        _ => false,
-                    };
-                    if !asleep {
+                Phase::Waiting(waiting, _) => {
+                    if !self.sleeps(state, i) {
                         actions.push(Action::Wait(i, *waiting));
                     }
                 }
@@ -208,12 +181,15 @@ impl Machine {
             if state.kills_left > 0 && matches!(job.guard, Guard::Watching | Guard::Alone(_)) {
                 actions.push(Action::Kill(i, Victim::Guard));
             }
-            let asleep = matches!(job.phase, Phase::Waiting(Waiting::Sleep(_), _));
+            let asleep = matches!(job.phase, Phase::Waiting(Waiting::Sleep(_), _))
+                || matches!(job.phase, Phase::Waiting(Waiting::AskForCores, _)) && self.sleeps(state, i);
+            // While it deals with an orphan, only what ends it for good is heard.
+            let stoppable = asleep && !matches!(job.phase, Phase::Waiting(Waiting::Sleep(Target::Orphans), _));
             // A signal, or the end of its patience, also while it deals with orphans.
             if state.cancels_left > 0 && (asleep || matches!(job.phase, Phase::Made(Step::Granted, _))) {
                 actions.push(Action::Cancel(i));
             }
-            if state.stops_left > 0 && asleep {
+            if state.stops_left > 0 && stoppable {
                 actions.push(Action::Stop(i));
             }
             if job.phase == Phase::Stopped && (state.directory.is_none() || self.has(Bug::BackWithoutTheLock)) {
@@ -224,7 +200,7 @@ impl Machine {
 
     /// Under the directory's lock: removes dead tickets that name nothing any more, with the empty groups they name.
     fn clean(&self, state: &mut State, i: usize) {
-        for (_, job) in state.jobs.iter_mut().enumerate().filter(|(other, _)| other % USERS == i % USERS) {
+        for (_, job) in state.jobs.iter_mut().enumerate().filter(|(other, _)| of_one_user(*other, i)) {
             let Some(ticket) = job.ticket.as_mut().filter(|ticket| ticket.named && !ticket.locked) else { continue };
             let comes_back = ticket.stopped && job.phase == Phase::Stopped && !self.has(Bug::StoppedCleaned);
             if !job.members && !comes_back {
@@ -248,8 +224,17 @@ impl Machine {
         let job = &mut state.jobs[i];
         let inode = job.ticket.as_ref().map_or(0, |old| old.inode + 1);
         let locked = !self.has(Bug::PublishBeforeLocking);
-        job.ticket =
-            Some(Ticket { inode, number, named: true, locked, granted: false, names_group: false, stopped: false });
+        job.ticket = Some(Ticket {
+            inode,
+            number,
+            named: true,
+            locked,
+            asking: true,
+            cores: 0,
+            granted: false,
+            names_group: false,
+            stopped: false,
+        });
         job.came = came;
         // What the directory had before.
         job.phase = Phase::Waiting(Waiting::Look, Doing::Asking(before, Vec::new()));
@@ -259,6 +244,7 @@ impl Machine {
     /// A part of what a waiter has to do.
     fn wait(&self, state: &mut State, i: usize, waiting: Waiting, doing: Doing) {
         let mode = state.jobs[i].mode;
+        let lacks_cores = state.jobs[i].lacks_cores();
         let next = match (waiting, doing) {
             (_, _) if state.jobs[i].ticket.as_ref().is_some_and(|ticket| !ticket.locked) => {
                 // Only where it is published before.
@@ -273,7 +259,7 @@ impl Machine {
                     answers.push(state.life(asked));
                 }
                 match answered(me, &entries, &answers) {
-                    Ok(decision) => waiting.looked(decision),
+                    Ok(decision) => waiting.looked(decision, lacks_cores),
                     Err(_) => {
                         state.jobs[i].phase = Phase::Waiting(waiting, Doing::Asking(entries, answers));
                         return;
@@ -284,7 +270,7 @@ impl Machine {
                 let entries = state.entries();
                 state.jobs[i].saw = state.came_back();
                 match answered(own_entry(state, i), &entries, &[]) {
-                    Ok(decision) => waiting.looked(decision),
+                    Ok(decision) => waiting.looked(decision, lacks_cores),
                     Err(_) => {
                         state.jobs[i].phase = Phase::Waiting(waiting, Doing::Asking(entries, Vec::new()));
                         return;
@@ -306,11 +292,30 @@ impl Machine {
                 state.jobs[i].has_lock = true;
                 self.woke(target)
             }
+            (Waiting::AskForCores, doing) => {
+                let (next, doing) = self.ask_for_cores(state, i, doing);
+                state.jobs[i].phase = Phase::Waiting(next, doing);
+                return;
+            }
             // Asleep until now.
-            (Waiting::Sleep(target), Doing::Opened(_)) => self.woke(target),
-            (Waiting::Sleep(target @ Target::Ticket(entry)), _) => match state.find(entry) {
+            (Waiting::Sleep(target), Doing::Opened(_) | Doing::Watching(..)) => self.woke(target),
+            (Waiting::Sleep(target @ Target::Orphans), doing) => match Self::end_orphan(state, i, doing) {
+                Some(doing) => {
+                    state.jobs[i].phase = Phase::Waiting(waiting, doing);
+                    return;
+                }
+                None => self.woke(target),
+            },
+            (Waiting::Sleep(target @ (Target::Ticket(entry) | Target::Turn(entry))), _) => match state.find(entry) {
                 Some(file) => {
                     state.jobs[i].phase = Phase::Waiting(waiting, Doing::Opened(file));
+                    return;
+                }
+                None => self.woke(target),
+            },
+            (Waiting::Sleep(target @ Target::Cores), doing) => match Self::watch(state, doing) {
+                Some(watching) => {
+                    state.jobs[i].phase = Phase::Waiting(waiting, watching);
                     return;
                 }
                 None => self.woke(target),
@@ -347,7 +352,7 @@ impl Machine {
         };
         let entry = left.pop()?;
         let can_clean = state.directory.is_none();
-        let ours = |job: usize| job % USERS == i % USERS;
+        let ours = |job: usize| of_one_user(job, i);
         if let Some(file) = state.find(entry).filter(|&file| !state.is_locked(file)) {
             let job = &mut state.jobs[file.job];
             if let Some(ticket) = job.ticket.as_mut().filter(|ticket| ticket.names_group) {
@@ -363,7 +368,7 @@ impl Machine {
     fn waits_for_orphan(state: &State, i: usize, doing: &Doing) -> bool {
         let Doing::Searching(left) = doing else { return false };
         let found = left.last().and_then(|&entry| state.find(entry)).filter(|&file| !state.is_locked(file));
-        found.is_some_and(|file| state.jobs[file.job].members && file.job % USERS != i % USERS)
+        found.is_some_and(|file| state.jobs[file.job].members && !of_one_user(file.job, i))
     }
 
     fn step(&self, state: &mut State, i: usize, step: Step, doing: Doing) {
@@ -434,14 +439,18 @@ impl Machine {
 
     fn go_on(&self, state: &mut State, i: usize) {
         let me = own_entry(state, i);
+        let asks = state.jobs[i].asks > 0 && !self.has(Bug::BackBeforeCores);
+        let cores = |entry| state.find(entry).and_then(|file| state.ticket(file)).map_or(0, |ticket| ticket.cores);
+        let served = |entry| asks && cores(entry) != 0;
         let overtaken = state.entries().into_iter().any(|entry| {
             let granted = state.find(entry).and_then(|file| state.ticket(file)).is_some_and(|ticket| ticket.granted);
-            entry.number > me.number && entry.mode.conflicts_with(me.mode) && granted
+            entry.number > me.number && (entry.mode.conflicts_with(me.mode) && granted || served(entry))
         });
         let ticket = state.jobs[i].ticket.as_mut().filter(|ticket| ticket.named && !overtaken);
         if let Some(ticket) = ticket {
             ticket.stopped = false;
             ticket.locked = true;
+            ticket.asking = true;
             state.jobs[i].phase = Phase::Waiting(Waiting::Look, Doing::Nothing);
         } else {
             let number = Self::highest(state) + 1;
@@ -464,11 +473,6 @@ fn answered(me: Entry, entries: &[Entry], answers: &[Life]) -> Result<Decision, 
     question.map_or(Ok(decision), Err)
 }
 
-fn own_entry(state: &State, i: usize) -> Entry {
-    let job = &state.jobs[i];
-    Entry { number: job.ticket.as_ref().map_or(0, |ticket| ticket.number), mode: job.mode }
-}
-
 impl Model for Machine {
     type State = State;
     type Action = Action;
@@ -479,20 +483,18 @@ impl Model for Machine {
         } else {
             vec![Outsider::Gone]
         };
+        let jobs = self.wants();
         let mut states = Vec::new();
         for outsider in outsiders {
-            for modes in 0..1_usize << self.jobs {
-                let mode = |i: usize| if modes >> i & 1 == 0 { Mode::Exclusive } else { Mode::Shared };
-                states.push(State {
-                    jobs: (0..self.jobs).map(|i| Job::new(mode(i))).collect(),
-                    outsider,
-                    directory: None,
-                    joined: 0,
-                    kills_left: self.kills,
-                    cancels_left: self.cancels,
-                    stops_left: self.stops,
-                });
-            }
+            states.extend(jobs.iter().map(|jobs| State {
+                jobs: jobs.iter().map(|&(mode, asks)| Job::new(mode, asks)).collect(),
+                outsider,
+                directory: None,
+                joined: 0,
+                kills_left: self.kills,
+                cancels_left: self.cancels,
+                stops_left: self.stops,
+            }));
         }
         states
     }
@@ -556,9 +558,13 @@ impl Model for Machine {
                 let job = &mut next.jobs[i];
                 job.was_stopped = true;
                 job.phase = Phase::Stopped;
+                if !self.has(Bug::CoresKeptWhileStopped) {
+                    job.lease = 0;
+                }
                 if let Some(ticket) = &mut job.ticket {
                     ticket.stopped = true;
                     ticket.locked = false;
+                    ticket.cores = 0;
                 }
                 // Who saw it before may pass it now.
                 next.jobs.iter_mut().for_each(|job| job.saw &= !(1 << i));

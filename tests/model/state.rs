@@ -35,6 +35,12 @@ pub(crate) enum Doing {
     Opened(File),
     /// Those of the tickets that the directory had which were not yet looked at for orphans.
     Searching(Vec<Entry>),
+    /// The jobs that have cores, and those of which something is left that has some.
+    Found(Vec<Entry>, Vec<Entry>),
+    /// The tickets of the former were opened. Of the latter is seen from time to time whether they ended.
+    Watching(Vec<File>, Vec<File>),
+    /// These cores were chosen, and not recorded; only where that is not one step.
+    Chosen(u8),
 }
 
 /// An inode: whose ticket, and which of this job's.
@@ -72,6 +78,10 @@ pub(crate) struct Ticket {
     pub(crate) named: bool,
     /// Its lock is held.
     pub(crate) locked: bool,
+    /// Of that lock, the part that says that its job asks for cores.
+    pub(crate) asking: bool,
+    /// The cores that it says its job has, one bit each.
+    pub(crate) cores: u8,
     pub(crate) granted: bool,
     pub(crate) names_group: bool,
     pub(crate) stopped: bool,
@@ -80,6 +90,12 @@ pub(crate) struct Ticket {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Job {
     pub(crate) mode: Mode,
+    /// How many cores of its own it asks for.
+    pub(crate) asks: u8,
+    /// The cores that its members run on and nobody else's may, one bit each.
+    pub(crate) lease: u8,
+    /// It was given them while somebody waited who had asked before.
+    pub(crate) passed: bool,
     pub(crate) phase: Phase,
     pub(crate) guard: Guard,
     pub(crate) ticket: Option<Ticket>,
@@ -102,9 +118,12 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: Mode, asks: u8) -> Self {
         Self {
             mode,
+            asks,
+            lease: 0,
+            passed: false,
             phase: Phase::Away,
             guard: Guard::None,
             ticket: None,
@@ -128,6 +147,11 @@ impl Job {
         matches!(self.phase, Phase::Waiting(..))
     }
 
+    /// It asks for cores of its own, and has none.
+    pub(crate) fn lacks_cores(&self) -> bool {
+        self.asks > 0 && self.lease == 0
+    }
+
     /// It may start members: the wait is over.
     pub(crate) fn started(&self) -> bool {
         matches!(self.phase, Phase::Made(..))
@@ -141,6 +165,10 @@ impl Job {
         self.has_lock = false;
         if let Some(ticket) = &mut self.ticket {
             ticket.locked = false;
+            if !ticket.named {
+                // Which they were makes no difference any more.
+                (ticket.cores, self.lease) = (0, 0);
+            }
         }
     }
 }
@@ -195,6 +223,11 @@ impl State {
         self.ticket(file).is_some_and(|ticket| ticket.locked)
     }
 
+    /// Its job asks for cores, and holds the part of the lock that stands for that.
+    pub(crate) fn is_asking(&self, file: File) -> bool {
+        self.ticket(file).is_some_and(|ticket| ticket.locked && ticket.asking)
+    }
+
     /// Those who wait and were stopped once, one bit each.
     pub(crate) fn came_back(&self) -> u8 {
         let bits = self.jobs.iter().enumerate();
@@ -218,4 +251,10 @@ impl State {
             matches!(self.outsider, Outsider::Holding(other) if own.is_some() && other.conflicts_with(mode));
         !by_job && !by_outsider
     }
+}
+
+/// The place of job `i`.
+pub(crate) fn own_entry(state: &State, i: usize) -> Entry {
+    let job = &state.jobs[i];
+    Entry { number: job.ticket.as_ref().map_or(0, |ticket| ticket.number), mode: job.mode }
 }
