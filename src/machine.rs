@@ -81,17 +81,36 @@ pub fn allowed(root: &Path) -> (Option<String>, Option<String>) {
     (list("Cpus_allowed_list"), list("Mems_allowed_list"))
 }
 
+/// Room for every processor, and more than every memory node.
+const WORDS: usize = MOST as usize / 64;
+
+/// What we may use now: processors, our affinity, and memory nodes, those of our cpuset. `None` where the kernel does not say.
+pub fn limits() -> (Option<CpuList>, Option<CpuList>) {
+    /// linux/mempolicy.h.
+    const MPOL_F_MEMS_ALLOWED: libc::c_int = 1 << 2;
+    let mut nodes = [0_u64; WORDS];
+    let (none, bits) = (std::ptr::null_mut::<libc::c_int>(), size_of_val(&nodes) * 8);
+    // SAFETY: the kernel writes no more bits than there are.
+    let got = unsafe { libc::syscall(libc::SYS_get_mempolicy, none, nodes.as_mut_ptr(), bits, 0, MPOL_F_MEMS_ALLOWED) };
+    (affinity(), (got == 0).then(|| CpuList::from_words(&nodes)))
+}
+
+/// This thread's affinity: sched_getaffinity(2).
+fn affinity() -> Option<CpuList> {
+    let mut words = [0_u64; WORDS];
+    // SAFETY: the kernel writes no more bytes than there are; 0 is this thread.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr()) };
+    (got > 0).then(|| CpuList::from_words(&words))
+}
+
 /// Where a process of ours could run if it asked to: what its cpuset allows, which may be more than its affinity. `None` if the
 /// kernel does not say. A thread asks, so that nothing of ours is changed.
 pub fn reachable() -> Option<CpuList> {
     let ask = || {
-        let everywhere = [u64::MAX; MOST as usize / 64];
+        let everywhere = [u64::MAX; WORDS];
         // SAFETY: the kernel reads as many bytes as there are; 0 is this thread, which ends below.
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&everywhere), everywhere.as_ptr()) };
-        let mut words = [0_u64; MOST as usize / 64];
-        // SAFETY: the kernel writes no more bytes than there are.
-        let got = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr()) };
-        (got > 0).then(|| CpuList::from_words(&words))
+        affinity()
     };
     std::thread::spawn(ask).join().ok()?
 }
@@ -187,6 +206,17 @@ mod tests {
     fn what_our_children_may_use_is_read() {
         let root = tree(&[("proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-1,4\nMems_allowed_list:\t0\n")]);
         assert_eq!(allowed(root.path()), (Some("0-1,4".to_owned()), Some("0".to_owned())));
+    }
+
+    #[test]
+    fn the_kernel_s_own_calls_say_what_its_file_says() {
+        let (cpus, nodes) = limits();
+        let (listed, listed_nodes) = allowed(Path::new("/"));
+        let list = |text: Option<String>| text.unwrap().parse::<CpuList>().unwrap();
+        // The file lists processors that are offline, too.
+        assert!(cpus.unwrap().is_within(&list(listed)));
+        assert_eq!(nodes.unwrap(), list(listed_nodes));
+        assert!(limits().0.unwrap().is_within(&reachable().unwrap()));
     }
 
     proptest! {

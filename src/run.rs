@@ -333,7 +333,7 @@ impl Run {
         }
         let name = nested::group_name(std::process::id(), crate::clock::boottime_usec());
         self.account.inside(outer.id);
-        let pinning = keeper.map(|keeper| Pinning::new(keeper, keeper.plan.pin(None), &name)).transpose();
+        let pinning = keeper.map(|keeper| Pinning::new(keeper, keeper.plan.pin(None), &name, false)).transpose();
         let result = pinning.and_then(|pinning| {
             let variables = variables(outer.id, outer.mode, pinning.as_ref());
             let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
@@ -418,7 +418,7 @@ impl Run {
         let name = id.group_name();
         let keeper = plan.map(|plan| Keeper { plan, here, nested: false });
         let pin = |keeper: Keeper<'_>| keeper.plan.pin(hold.lease());
-        let pinning = keeper.map(|keeper| Pinning::new(keeper, pin(keeper), &name)).transpose()?;
+        let pinning = keeper.map(|keeper| Pinning::new(keeper, pin(keeper), &name, told)).transpose()?;
         let variables = variables(id, self.settings.mode, pinning.as_ref());
         let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
         Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning }

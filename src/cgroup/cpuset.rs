@@ -81,12 +81,16 @@ const SETTLES: Duration = Duration::from_millis(20);
 const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
      >/etc/systemd/system/user@.service.d/perflock.conf && systemctl daemon-reload, and then log in again";
 
+/// What the v1 cpuset hierarchy offers: our own group, `None` where there is no such hierarchy, or why there is nothing to be had,
+/// as a sentence fragment.
+pub type V1Offer = Result<Option<Location>, String>;
+
 /// How a job in a group that is made at `place` can be kept on its processors.
-pub fn way(place: &Place, proc: &Proc, mountinfo: &str, uid: u32) -> Way {
-    let v1 = match v1_parent(proc, mountinfo) {
-        Ok(Some(parent)) => return Way::V1(parent),
+pub fn way(place: &Place, v1: &V1Offer, mountinfo: &str, uid: u32) -> Way {
+    let v1 = match v1 {
+        Ok(Some(parent)) => return Way::V1(parent.clone()),
         Ok(None) => None,
-        Err(why) => Some(why),
+        Err(why) => Some(why.clone()),
     };
     let in_v2 = match place {
         Place::Scope(manager) => {
@@ -119,11 +123,11 @@ fn has_cpuset(group: &Path) -> bool {
     controllers.split_ascii_whitespace().any(|name| name == "cpuset")
 }
 
-/// Our own group in the v1 cpuset hierarchy, if there is such a hierarchy.
+/// Looks what the v1 cpuset hierarchy offers.
 ///
 /// # Errors
-/// A sentence fragment: there is one, and no group of ours can be made in it.
-fn v1_parent(proc: &Proc, mountinfo: &str) -> Result<Option<Location>, String> {
+/// See [`V1Offer`].
+pub fn v1_offer(proc: &Proc, mountinfo: &str) -> V1Offer {
     let Some(path) = proc.own_cgroup_v1("cpuset").ok().flatten() else { return Ok(None) };
     let Some(own) = locate_v1(mountinfo, &path) else {
         return Err("the cpuset hierarchy that this process is in is not mounted here".to_owned());

@@ -50,6 +50,15 @@ pub struct Plan {
     pub choice: Choice,
 }
 
+/// What this process may use; `None` where the kernel does not say.
+struct Ours<'a> {
+    /// Its affinity.
+    cpus: Option<CpuList>,
+    mems: Option<CpuList>,
+    /// Where it could run if it asked to.
+    reachable: &'a dyn Fn() -> Option<CpuList>,
+}
+
 #[derive(Clone, Debug)]
 enum Planned {
     These(CpuList),
@@ -63,19 +72,18 @@ impl Plan {
     /// # Errors
     /// See [`PinError`].
     pub fn new(request: &Request, root: &Path, nested: bool) -> Result<Self, PinError> {
-        Self::on(request, root, &|| if nested { None } else { machine::reachable() })
+        let (cpus, mems) = machine::limits();
+        let reachable = || if nested { None } else { machine::reachable() };
+        Self::on(request, root, Ours { cpus, mems, reachable: &reachable })
     }
 
-    /// The same; `reachable` tells where a process of ours could run if it asked to.
-    fn on(request: &Request, root: &Path, reachable: &dyn Fn() -> Option<CpuList>) -> Result<Self, PinError> {
+    fn on(request: &Request, root: &Path, ours: Ours<'_>) -> Result<Self, PinError> {
         let online = topology::online(root)?;
-        let (cpus, mems) = machine::allowed(root);
-        let ours = |list: Option<String>| list.and_then(|list| list.parse::<CpuList>().ok());
         // What is offline may be among what is allowed.
-        let allowed = ours(cpus).map_or_else(|| online.clone(), |cpus| cpus.shared_with(&online));
+        let allowed = ours.cpus.map_or_else(|| online.clone(), |cpus| cpus.shared_with(&online));
         let (nodes, processors) = match &request.processors {
             Some(Processors::Cores { count, smt }) => {
-                let topology = Topology::read(root)?;
+                let topology = Topology::of(root, &online);
                 let there = allocate::fits(&topology, &allowed);
                 if there < *count {
                     return Err(too_many_cores(*count, there, &topology, &allowed));
@@ -83,14 +91,14 @@ impl Plan {
                 (topology.nodes.clone(), Planned::Cores { topology, allowed, count: *count, smt: *smt })
             }
             Some(Processors::List(words)) => {
-                let nodes = topology::nodes(root)?;
-                let cpus = processors(words, root, &nodes, &online, &allowed, reachable)?;
+                let nodes = topology::nodes_of(root, &online);
+                let cpus = processors(words, root, &nodes, &online, &allowed, ours.reachable)?;
                 (nodes, Planned::These(cpus))
             }
-            None => (topology::nodes(root)?, Planned::These(allowed)),
+            None => (topology::nodes_of(root, &online), Planned::These(allowed)),
         };
         let with_memory: CpuList = nodes.iter().filter(|node| node.has_memory).map(|node| node.number).collect();
-        let allowed_mems = ours(mems).map_or_else(|| with_memory.clone(), |mems| mems.shared_with(&with_memory));
+        let allowed_mems = ours.mems.map_or_else(|| with_memory.clone(), |mems| mems.shared_with(&with_memory));
         let mems = request.mems.as_ref().map(|words| memory(words, &with_memory, &allowed_mems)).transpose()?;
         Ok(Self { processors, nodes, mems, allowed_mems, isolated: request.isolated, choice: request.choice })
     }
@@ -232,7 +240,7 @@ mod tests {
     use std::fs;
 
     /// Two nodes of two cores, two threads each; cpu 7 is offline, node 2 has memory only, and of node 1 none is for us.
-    fn machine(allowed: &str) -> tempfile::TempDir {
+    fn machine() -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -251,7 +259,6 @@ mod tests {
             write(&format!("sys/devices/system/node/node{node}/cpulist"), cpus);
         }
         write("sys/devices/system/node/has_memory", "0-2\n");
-        write("proc/self/status", &format!("Cpus_allowed_list:\t{allowed}\nMems_allowed_list:\t0,2\n"));
         root
     }
 
@@ -263,8 +270,13 @@ mod tests {
     }
 
     fn plan(allowed: &str, request: &Request) -> Result<Plan, String> {
-        let root = machine(allowed);
-        Plan::on(request, root.path(), &|| Some("0-6".parse().unwrap())).map_err(|error| error.to_string())
+        with(allowed, request, "0-6")
+    }
+
+    fn with(allowed: &str, request: &Request, reachable: &str) -> Result<Plan, String> {
+        let list = |text: &str| Some(text.parse().unwrap());
+        let ours = Ours { cpus: list(allowed), mems: list("0,2"), reachable: &|| list(reachable) };
+        Plan::on(request, machine().path(), ours).map_err(|error| error.to_string())
     }
 
     fn pin(allowed: &str, request: &Request) -> (String, String, Option<String>) {
@@ -287,9 +299,7 @@ mod tests {
     fn an_affinity_is_a_default_and_a_cpuset_is_a_limit() {
         assert_eq!(pin("0-1", &request(Some("3"), None, None)).0, "3");
         assert_eq!(pin("0-1", &request(Some("all"), None, None)).0, "0-1");
-        let root = machine("0-1");
-        let limit = || Some("0-2".parse().unwrap());
-        let error = Plan::on(&request(Some("2-3"), None, None), root.path(), &limit).unwrap_err().to_string();
+        let error = with("0-1", &request(Some("2-3"), None, None), "0-2").unwrap_err();
         assert_eq!(error, "cpus 2-3 are not for this process, which may use 0-1 (a cpuset or a job around it)");
     }
 

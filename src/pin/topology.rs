@@ -62,8 +62,12 @@ impl Topology {
     /// # Errors
     /// A file that every machine has cannot be read.
     pub fn read(root: &Path) -> Result<Self, FileError> {
-        let online = online(root)?;
-        let nodes = nodes_of(root, &online);
+        Ok(Self::of(root, &online(root)?))
+    }
+
+    /// The same of these processors, which are online.
+    pub fn of(root: &Path, online: &CpuList) -> Self {
+        let nodes = nodes_of(root, online);
         let speeds = Speeds::read(root);
         let mut known = CpuList::default();
         let mut caches = BTreeMap::new();
@@ -74,11 +78,11 @@ impl Topology {
             }
             let dir = root.join(format!("sys/devices/system/cpu/cpu{cpu}"));
             // Lists may name processors that are offline, which have no files themselves.
-            let cpus = threads(&dir, cpu).shared_with(&online).without(&known);
+            let cpus = threads(&dir, cpu).shared_with(online).without(&known);
             known = known.and(&cpus);
             let own = nodes.iter().find(|node| node.cpus.contains(cpu)).or(nodes.first());
             if !caches.contains_key(&cpu) {
-                let group = last_cache(&dir, cpu).unwrap_or_default().shared_with(&online);
+                let group = last_cache(&dir, cpu).unwrap_or_default().shared_with(online);
                 caches.extend(group.iter().filter_map(|member| Some((member, group.first()?))));
             }
             cores.push(Core {
@@ -90,7 +94,7 @@ impl Topology {
                 cpus,
             });
         }
-        Ok(Self { cores, nodes })
+        Self { cores, nodes }
     }
 }
 
@@ -126,7 +130,8 @@ pub fn memory_of(nodes: &[Node], cpus: &CpuList) -> CpuList {
     if own.is_empty() { with_memory.map(|node| node.number).collect() } else { own }
 }
 
-fn nodes_of(root: &Path, online: &CpuList) -> Vec<Node> {
+/// The same of these processors, which are online.
+pub fn nodes_of(root: &Path, online: &CpuList) -> Vec<Node> {
     let dir = root.join("sys/devices/system/node");
     // A machine whose nodes all have no memory would not run.
     let memory_list = |name: &&str| value(&dir.join(name)).filter(|nodes: &CpuList| !nodes.is_empty());

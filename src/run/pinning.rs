@@ -32,7 +32,7 @@ impl Keeper<'_> {
             return Way::Affinity { why: "--pin soft".to_owned(), cure: None };
         }
         let uid = rustix::process::geteuid().as_raw();
-        match cpuset::way(place, &self.here.proc, &self.here.mountinfo, uid) {
+        match cpuset::way(place, self.here.v1_offer(), &self.here.mountinfo, uid) {
             // A group that no ticket names has to go with that of the outer job.
             Way::V1(parent) if self.nested && JobId::in_group_path(&parent.path).next().is_none() => Way::Affinity {
                 why: "the job that it is a part of has no cpuset".to_owned(),
@@ -55,14 +55,15 @@ impl<'a> Pinning<'a> {
     /// `pin` of the job whose group is called `name`.
     ///
     /// # Errors
-    /// A processor went offline while the job waited.
-    pub(super) fn new(keeper: Keeper<'a>, pin: Option<Pin>, name: &str) -> Result<Self, Error> {
+    /// A processor went offline while the job `waited`.
+    pub(super) fn new(keeper: Keeper<'a>, pin: Option<Pin>, name: &str, waited: bool) -> Result<Self, Error> {
         let gone = |cpus: &str| Error::Refused(format!("{cpus} went offline while this job waited; run it again"));
         let pin = pin.ok_or_else(|| gone("some cores"))?;
-        let online = topology::online(Path::new("/"))?;
-        let offline = pin.cpus.without(&online);
-        if !offline.is_empty() {
-            return Err(gone(&format!("cpus {offline}")));
+        if waited {
+            let offline = pin.cpus.without(&topology::online(Path::new("/"))?);
+            if !offline.is_empty() {
+                return Err(gone(&format!("cpus {offline}")));
+            }
         }
         // The same wherever the job's group is.
         let v1 = match keeper.way(&Place::Subreaper) {
