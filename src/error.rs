@@ -25,6 +25,11 @@ impl FileError {
     }
 }
 
+/// What the last system call of this thread said. Async-signal-safe.
+pub(crate) fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
 /// The kernel's reason in its own words, without Rust's `(os error 13)`.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::cpuset::CpusetError;
-use super::systemd::{Manager, Missing, NoAnswer};
+use super::systemd::{Manager, Missing, NoAnswer, Restriction};
 use super::v2::{self, Location};
 use super::{GroupError, JobGroup, Maker, Population, Usage, cpuset, detect};
 use crate::error::FileError;
@@ -33,15 +33,6 @@ const GUARD: &str = "guard";
 /// How long a process may take to appear in its scope once systemd says that it is there, and the last process of a
 /// group to be out of it once it was reaped.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// Where a scope's processes may run.
-#[derive(Clone, Copy, Debug)]
-pub struct Restriction<'a> {
-    /// On these processors, with the memory of these nodes.
-    pub pin: &'a Pin,
-    /// Nobody else is to run there: its cpuset will be a partition, and so has to be directly below the root.
-    pub isolated: bool,
-}
 
 /// A job group inside a scope.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 use super::bus::{BUS, Bus, BusError, Peer};
-use super::scope::Restriction;
 use crate::helper::{self, Answer, Begun, Interrupt};
+use crate::pin::Pin;
 use crate::procfs::Proc;
 
 /// How long a bus may take to answer.
@@ -229,6 +229,15 @@ fn is_of_our_world(stream: &UnixStream, system: bool) -> bool {
     // The machine's bus may be a user of its own; root needs no bus to harm us.
     let ours = system || [0, rustix::process::geteuid().as_raw()].contains(&peer.uid());
     peer.pid() != 0 && same_namespace && ours
+}
+
+/// Where a scope's processes may run.
+#[derive(Clone, Copy, Debug)]
+pub struct Restriction<'a> {
+    /// On these processors, with the memory of these nodes.
+    pub pin: &'a Pin,
+    /// Nobody else is to run there: its cpuset will be a partition, and so has to be directly below the root.
+    pub isolated: bool,
 }
 
 /// What systemd is asked for.

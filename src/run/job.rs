@@ -9,7 +9,7 @@ use super::pinning::{self, Pinning};
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
 use crate::cgroup::cpuset::{self, Way};
 use crate::cgroup::scope;
-use crate::cgroup::systemd::{Manager, Missing, NoAnswer};
+use crate::cgroup::systemd::{Manager, Missing, NoAnswer, Restriction};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
 use crate::error::FileError;
@@ -242,7 +242,7 @@ impl Job<'_> {
         };
         let interrupt = Interrupt { fd: self.signals.fd(), ends_us: &ends_us };
         // The launcher leaves when we end or are killed, and the scope goes with it.
-        let asked = restricted.map(|pinning| scope::Restriction { pin: &pinning.pin, isolated: pinning.is_isolated() });
+        let asked = restricted.map(|pinning| Restriction { pin: &pinning.pin, isolated: pinning.is_isolated() });
         let mut group = match scope::Group::create(manager, self.name, asked, launcher.pid, mountinfo, &interrupt) {
             Ok(group) => group,
             Err(NoAnswer { missing, begun }) => {

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
+use crate::error::last_errno;
 use crate::pin::CpuList;
 
 /// What the command does to itself before it executes. A default one does nothing.
@@ -22,17 +23,17 @@ impl Placement<'_> {
             // "0" means whoever writes, if it has one thread: unlike a number it takes no kernel-wide lock.
             // SAFETY: writes one byte of a static string to a descriptor that is open.
             if unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
-                return super::spawn::last_errno();
+                return last_errno();
             }
         }
         if let Some(words) = self.cpus.map(CpuList::words) {
             // SAFETY: the kernel reads as many bytes as there are. 0 is this process.
             if unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(words), words.as_ptr()) } < 0 {
-                return super::spawn::last_errno();
+                return last_errno();
             }
         }
         match self.memory_nodes.map(CpuList::words) {
-            Some(words) if !bind_memory(words) => super::spawn::last_errno(),
+            Some(words) if !bind_memory(words) => last_errno(),
             _ => 0,
         }
     }
@@ -52,5 +53,5 @@ fn set_memory_policy(policy: libc::c_int, words: &[u64], bits: usize) -> bool {
 /// Whether a process may bind its memory: some containers' filters refuse it, and some kernels know only one node. Asked by a
 /// policy that there is not, so that nothing is set.
 pub fn can_bind_memory() -> bool {
-    !set_memory_policy(-1, &[], 0) && super::spawn::last_errno() == libc::EINVAL
+    !set_memory_policy(-1, &[], 0) && last_errno() == libc::EINVAL
 }

@@ -14,6 +14,7 @@ use super::shared::SharedWord;
 use super::signals::Signals;
 use crate::cgroup::Maker;
 use crate::child;
+use crate::error::last_errno;
 use crate::fork::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP};
 use crate::mask::BlockedSignals;
 use crate::step::Step;
@@ -229,11 +230,6 @@ fn exec(candidates: &[CString], argv: &Pointers, envp: &Pointers, script_argv: &
         }
     }
     reported
-}
-
-pub(super) fn last_errno() -> i32 {
-    // Reads errno: async-signal-safe.
-    io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 /// clone3(2), into a group if one is given; the child runs [`child_main`]. The kernel puts handled signals back to
