@@ -64,8 +64,8 @@
 //! - Jobs that ask for nothing may run on cores that others have to themselves: only `--isolated` keeps them off. Jobs inside
 //!   one job have no tickets, and so no cores of their own among each other.
 //! - That a soft pin was left is seen of the main process alone, when it ends. What its children did, nobody sees.
-//! - Who is first in the line for cores, while jobs with cores live and another user's orphan has some too, sleeps on the jobs
-//!   alone: if the orphan ends first, that is seen at the next job's end.
+//! - Who is first in the line for cores looks once a second where another user's orphan has some too, or more than 256 jobs do:
+//!   not all of their ends can be slept on. Cores of an orphan whose members only its owner sees are given away, with a warning.
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose
