@@ -158,11 +158,12 @@ fn threads(dir: &Path, cpu: u32) -> CpuList {
         .unwrap_or_else(|| [cpu].into_iter().collect())
 }
 
-/// Who shares the cache that is nearest to memory with `cpu`, itself included. `None` where the machine does not say.
+/// Who shares the cache that is nearest to memory with `cpu`, itself included. `None` where the machine does not say. The
+/// kernel numbers the caches of a processor from the nearest to it: drivers/base/cacheinfo.c and who fills in for it.
 fn last_cache(dir: &Path, cpu: u32) -> Option<CpuList> {
-    let leveled = |entry: fs::DirEntry| Some((value::<u32>(&entry.path().join("level"))?, entry.path()));
-    let (_, last) = fs::read_dir(dir.join("cache")).ok()?.flatten().filter_map(leveled).max()?;
-    list_with(&last.join("shared_cpu_list"), cpu)
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("index")?.parse::<u32>().ok();
+    let last = fs::read_dir(dir.join("cache")).ok()?.flatten().filter_map(number).max()?;
+    list_with(&dir.join(format!("cache/index{last}/shared_cpu_list")), cpu)
 }
 
 /// Which cores are fast, on a hybrid processor of Intel's: tools/perf/Documentation/intel-hybrid.txt.
