@@ -292,19 +292,27 @@ pub fn enable_below(root: &Path) -> Result<(), FileError> {
 /// The kernel refused: `cpuset.cpus.partition` says why.
 pub fn isolate(group: &Path, pin: &Pin) -> Result<Partition, CpusetError> {
     let file = group.join("cpuset.cpus.partition");
+    let set = |word: &str| {
+        fs::write(&file, word)?;
+        fs::read_to_string(&file)
+    };
+    become_partition(set).map_err(|why| CpusetError::NoPartition { cpus: pin.cpus.clone(), why })
+}
+
+/// Tries every kind, the best first. `set` writes a word to the file and reads what it says then: a word that was taken may
+/// still be `invalid`, with the reason behind it.
+fn become_partition(mut set: impl FnMut(&str) -> io::Result<String>) -> Result<Partition, String> {
     let mut why = String::new();
     for partition in [Partition::Isolated, Partition::Root] {
-        let written = fs::write(&file, partition.name());
-        let said = fs::read_to_string(&file).map_err(FileError::on("read", &file))?;
-        match (written, said.trim()) {
-            (Ok(()), word) if word == partition.name() => return Ok(partition),
-            (Ok(()), word) => why = format!("the kernel says: {}", crate::text::escape(word)),
-            (Err(error), _) => why = crate::error::reason(&error),
+        match set(partition.name()) {
+            Ok(said) if said.trim() == partition.name() => return Ok(partition),
+            Ok(said) => why = format!("the kernel says: {}", crate::text::escape(said.trim())),
+            Err(error) => why = crate::error::reason(&error),
         }
     }
     // Not one that is none.
-    let _ = fs::write(&file, "member");
-    Err(CpusetError::NoPartition { cpus: pin.cpus.clone(), why })
+    let _ = set("member");
+    Err(why)
 }
 
 #[cfg(test)]
@@ -350,6 +358,28 @@ mod tests {
         assert!(narrower.starts_with("the job's cpuset has only memory nodes 0 of 0-1, since"), "{narrower}");
         fs::remove_file(group.path().join("cpuset.cpus.effective")).unwrap();
         assert!(matches!(check(group.path(), &pin("0-3", "0")), Err(CpusetError::File(_))));
+    }
+
+    #[test]
+    fn the_best_partition_that_the_kernel_makes_is_taken() {
+        let tried = |answer: &dyn Fn(&str) -> io::Result<String>| {
+            let mut words = Vec::new();
+            let made = become_partition(|word| {
+                words.push(word.to_owned());
+                answer(word)
+            });
+            (made, words.join(" "))
+        };
+        let says = |word: &str| Ok(format!("{word}\n"));
+        assert_eq!(tried(&says), (Ok(Partition::Isolated), "isolated".to_owned()));
+        // Before Linux 6.1 there is one kind.
+        let refused = || Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let old = |word: &str| if word == "isolated" { refused() } else { says(word) };
+        assert_eq!(tried(&old), (Ok(Partition::Root), "isolated root".to_owned()));
+        let invalid = |word: &str| Ok(format!("{word} invalid (Parent is not a partition root)\n"));
+        let why = "the kernel says: root invalid (Parent is not a partition root)".to_owned();
+        assert_eq!(tried(&invalid), (Err(why), "isolated root member".to_owned()));
+        assert_eq!(tried(&|_| refused()).0, Err("Invalid argument".to_owned()));
     }
 
     #[test]
