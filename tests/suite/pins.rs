@@ -545,6 +545,29 @@ fn a_job_inside_another_is_pinned_among_that_one_s_processors() {
 }
 
 #[test]
+fn a_scope_that_fails_leaves_no_cpuset_in_the_way_of_the_next_place() {
+    needs!(Root, V2, OwnGroup, TwoCores, V1("cpuset"), Program("perl"));
+    let room = Room::new();
+    // In a unit that nobody delegated, on a machine whose bus hangs up: a scope is asked for first, and then done without.
+    let unit = room.group().join("plain.service");
+    std::fs::create_dir(&unit).unwrap();
+    let script = format!(
+        "echo 0 > {unit}/cgroup.procs; mount -t tmpfs none /run; mkdir -p /run/systemd/system /run/dbus
+         perl -MIO::Socket::UNIX -e '$s = IO::Socket::UNIX->new(Local => shift, Listen => 5); close $c while $c = $s->accept' \
+             /run/dbus/system_bus_socket & until [ -S /run/dbus/system_bus_socket ]; do sleep 0.01; done
+         {pls} --pin hard --cpus 1 sh -c 'grep Cpus_allowed_list /proc/self/status; sed -n s/^0:://p /proc/self/cgroup'; s=$?
+         kill $!; exit $s",
+        unit = unit.display(),
+        pls = room.program("pls").display(),
+    );
+    let done = room.enter(room.in_mount_namespace(&script)).run().exits(0).says("");
+    assert!(done.stdout.starts_with("Cpus_allowed_list:\t1\n"), "{}", done.stdout);
+    assert!(done.stdout.contains("/plain.service/perflock-1-"), "{}", done.stdout);
+    std::fs::remove_dir(&unit).unwrap();
+    room.assert_clean();
+}
+
+#[test]
 fn the_cpuset_of_a_job_inside_another_goes_with_that_one() {
     needs!(Root, V2, OwnGroup, TwoCores, V1("cpuset"));
     for outer in ["--pin hard --cpus 0", ""] {
