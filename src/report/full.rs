@@ -234,7 +234,10 @@ fn pins(report: &Report) -> String {
         Partition::Isolated => "; isolated".to_owned(),
         Partition::Root => "; nobody else on them".to_owned(),
     });
-    let moved = pins.moved_to.as_ref().map(|cpus| format!("; it changed that, and could run on cpus {cpus} too"));
+    let moved = pins.moved_to.as_ref().map(|cpus| {
+        let how = if pins.strength == Some(Strength::Hard) { "others changed" } else { "it changed" };
+        format!("; {how} that, and it could run on cpus {cpus} too")
+    });
     [Some(who.to_owned()), cpus, nodes, reserved, partition, moved].into_iter().flatten().collect()
 }
 
@@ -397,7 +400,7 @@ mod tests {
         (moved.pins.moved_to, moved.pins.offline) = (Some(list("2-7")), Some(list("1")));
         assert_eq!(
             pins(&moved),
-            "soft, by affinity, which it could change; cpus 0-1, memory nodes 0; it changed that, and could run on cpus 2-7 too"
+            "soft, by affinity, which it could change; cpus 0-1, memory nodes 0; it changed that, and it could run on cpus 2-7 too"
         );
         assert_eq!(notes(&moved).last().unwrap(), "cpus 1 of its pin were offline at its end: it had fewer");
         let hard = Pinned { strength: Strength::Hard, partition: Some(Partition::Isolated), ..soft };
