@@ -275,7 +275,7 @@ fn a_hard_pin_holds_who_sets_its_own_affinity_and_a_soft_one_tells() {
             ("Cpus_allowed_list:\t0\n", "0".into())
         };
         assert_eq!((&*done.stdout, &pins(&room)["moved_to"]), (list, &moved), "{pin}");
-        let told = done.stderr.contains("; it changed that, and could run on cpus 0 too\n");
+        let told = done.stderr.contains("; it changed that, and it could run on cpus 0 too\n");
         assert_eq!(told, pin == "soft", "{}", done.stderr);
     }
     room.assert_clean();
