@@ -80,6 +80,7 @@ impl Run {
                 awaiting = if ahead.taken.is_some() { what.clone() } else { "the lock".to_owned() };
                 // Our ticket is live: a reader who does not read must not hold up the queue.
                 self.say.note_now(&format!("waiting for {what}{who}"));
+                give_back_memory();
             };
             let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not, patience });
             let woken = place.wait(self.settings.nonblock, ask, limits, on_wait);
@@ -246,6 +247,15 @@ impl Run {
     pub(super) fn limits<'a>(&self, signals: &'a Signals, started: Instant) -> Limits<'a> {
         let wait = if self.settings.nonblock { Some(Duration::ZERO) } else { self.settings.wait };
         Limits { interrupt: signals.fd(), deadline: wait.and_then(|wait| started.checked_add(wait)) }
+    }
+}
+
+/// Gives the kernel back what the start has freed: a waiter may sleep for hours, beside hundreds of others.
+fn give_back_memory() {
+    // SAFETY: only memory that malloc(3) knows to be free is given back.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
