@@ -73,7 +73,12 @@ impl Machine {
 
 /// What processes started by us may use, as lists: cpus and memory nodes. From our own `/proc/self/status`.
 pub fn allowed(root: &Path) -> (Option<String>, Option<String>) {
-    let status = fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
+    allowed_to(root, "self")
+}
+
+/// The same of any process, by its name in `/proc`; of one that ended, until it is reaped.
+pub fn allowed_to(root: &Path, process: &str) -> (Option<String>, Option<String>) {
+    let status = fs::read_to_string(root.join("proc").join(process).join("status")).unwrap_or_default();
     let list = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line.map(|list| list.trim().to_owned())

@@ -44,7 +44,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Lets systemd put the process `launcher` into a scope, restricted if that is asked for, and makes the group `name` and the guard's in it.
+    /// Lets systemd put the process `launcher` into a scope, restricted if that is asked for, and makes the group `name` and
+    /// the guard's in it.
     ///
     /// # Errors
     /// There is none; or the wait for it was ended.

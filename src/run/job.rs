@@ -280,22 +280,22 @@ impl Job<'_> {
             restricted.map_or(Ok(()), |pinning| group.check_cpuset(&pinning.pin))?;
             self.record_pin(&kept, partition)
         });
-        let main = gate.map_err(Error::from).and_then(|gate| match fatal(self.signals) {
-            _ if pinned.is_err() => {
+        let main = gate.map_err(Error::from).and_then(|gate| match (pinned, fatal(self.signals)) {
+            (Err(error), _) => {
                 gate.turn_away();
-                Err(pinned.err().unwrap_or(Error::Signalled(libc::SIGTERM)))
+                Err(error)
             }
             // It may have come before the command was born, and then the command does not know of it.
-            Some(signal) => {
+            (_, Some(signal)) => {
                 gate.turn_away();
                 Err(Error::Signalled(signal))
             }
-            None if stopped || guard.was_stopped() => {
+            (_, None) if stopped || guard.was_stopped() => {
                 gate.turn_away();
                 Err(stopped_early(&group))
             }
             // A guard that was told to stop kills what stands at the gate.
-            None => gate.let_in(self.command).map_err(|error| match error {
+            (_, None) => gate.let_in(self.command).map_err(|error| match error {
                 SpawnError::Fork(_) if guard.was_stopped() => stopped_early(&group),
                 error => error.into(),
             }),
@@ -418,10 +418,11 @@ impl Job<'_> {
     fn notice(&self, notice: Notice) {
         let say = &self.run.say;
         match notice {
-            // A cpuset holds whoever asks for more.
+            // Nothing is read of which nobody is told.
             Notice::MainEnded(pid) => {
-                let pin = self.pinning.map(|pinning| &pinning.pin);
-                pin.into_iter().for_each(|pin| self.run.account.moved_to(pinning::moved_to(pin, pid)));
+                if let Some(pinning) = self.pinning.filter(|_| self.run.account.is_wanted()) {
+                    self.run.account.moved_to(pinning::moved_to(&pinning.pin, pid));
+                }
             }
             Notice::News(News::Releasing, ..) => self.record(&Change::Releasing),
             Notice::News(news, living, count) => {

@@ -1,6 +1,5 @@
 //! A job that is pinned: how it can be kept where it is to run, and what is told of that.
 
-use std::fs;
 use std::path::Path;
 
 use super::{Error, Here, Run};
@@ -9,6 +8,7 @@ use crate::cgroup::v2::Location;
 use crate::cgroup::{Detected, Place};
 use crate::job::JobId;
 use crate::lock::record::Pinned;
+use crate::machine;
 use crate::pin::{Choice, CpuList, Partition, Pin, Plan, Strength, topology};
 use crate::supervisor::placement::{Placement, can_bind_memory};
 use crate::text;
@@ -133,16 +133,12 @@ fn can_isolate(way: &Way, place: &Place) -> bool {
     }
 }
 
-/// Where a process that ended, or lives, was allowed to run: `/proc/PID/status`.
-fn allowed(pid: i32) -> Option<CpuList> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.parse().ok()
-}
-
 /// Where the main process, which ended and is not reaped, was allowed to run beside the processors that it was pinned to.
 /// What its children did, nobody sees.
 pub(super) fn moved_to(pin: &Pin, main: i32) -> Option<CpuList> {
-    allowed(main).map(|list| list.without(&pin.cpus)).filter(|elsewhere| !elsewhere.is_empty())
+    let (cpus, _) = machine::allowed_to(Path::new("/"), &main.to_string());
+    let elsewhere = cpus?.parse::<CpuList>().ok()?.without(&pin.cpus);
+    (!elsewhere.is_empty()).then_some(elsewhere)
 }
 
 impl Run {
