@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 
 use crate::cgroup::Choice;
+use crate::escape;
 use crate::job::Mode;
 use crate::pin::{self, Words};
 use crate::supervisor::step::Leftovers;
@@ -46,6 +47,9 @@ pub struct RunArgs {
     /// The job's cgroup: the best there is, a real one or fail, or none [default: auto]
     #[arg(long, value_name = "auto|required|none", value_parser = Choice::parse)]
     pub cgroup: Option<Choice>,
+    /// What the command started outside of its cgroup: look for it and name it, or do not look [default: warn]
+    #[arg(long, value_name = "warn|ignore", value_parser = escape::Choice::parse)]
+    pub escapes: Option<escape::Choice>,
     /// Run on these processors: 0-3,8 or node0 or all
     #[arg(long, value_name = "LIST", value_parser = Words::parse, conflicts_with = "cores")]
     pub cpus: Option<Words>,

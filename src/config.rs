@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::cgroup::Choice;
 use crate::error::FileError;
+use crate::escape;
 use crate::pin;
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
@@ -17,7 +18,8 @@ use crate::text::parse_duration;
 pub const SYSTEM_FILE: &str = "/etc/perflock.toml";
 
 /// Every key, as in `config/perflock.toml`.
-pub const KEYS: [&str; 8] = ["lock", "wait", "conflict-exit-code", "grace", "leftovers", "time-limit", "cgroup", "pin"];
+pub const KEYS: [&str; 9] =
+    ["lock", "wait", "conflict-exit-code", "grace", "leftovers", "time-limit", "cgroup", "escapes", "pin"];
 
 /// What configuration files set; `None` where they do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Config {
     pub time_limit: Option<Duration>,
     /// Job groups.
     pub cgroup: Option<Choice>,
+    /// What left the job's group.
+    pub escapes: Option<escape::Choice>,
     /// How strong pins have to be.
     pub pin: Option<pin::Choice>,
 }
@@ -120,6 +124,7 @@ impl Config {
             "leftovers" => self.leftovers = Some(Leftovers::parse(string(value)?)?),
             "time-limit" => self.time_limit = duration_or_none(value)?,
             "cgroup" => self.cgroup = Some(Choice::parse(string(value)?)?),
+            "escapes" => self.escapes = Some(escape::Choice::parse(string(value)?)?),
             "pin" => self.pin = Some(pin::Choice::parse(string(value)?)?),
             _ => {}
         }
@@ -176,7 +181,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "lock = '/x'\nwait = 5\nconflict-exit-code = 9\ngrace = '1.5s'\nleftovers = 'wait'\n\
-            time-limit = '2h'\ncgroup = 'required'\npin = 'hard'\n";
+            time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\n";
         let config = Config {
             lock: Some("/x".into()),
             wait: Some(Duration::from_secs(5)),
@@ -185,6 +190,7 @@ mod tests {
             leftovers: Some(Leftovers::Wait),
             time_limit: Some(Duration::from_secs(7200)),
             cgroup: Some(Choice::Required),
+            escapes: Some(escape::Choice::Ignore),
             pin: Some(pin::Choice::Hard),
         };
         assert_eq!(read(text), Ok((config, vec![])));
@@ -205,6 +211,7 @@ mod tests {
         assert_eq!(config.leftovers.unwrap(), defaults.policy.leftovers);
         assert_eq!(config.conflict_exit_code.unwrap(), defaults.conflict_exit_code);
         assert_eq!(config.cgroup.unwrap(), defaults.cgroup);
+        assert_eq!(config.escapes.unwrap(), defaults.escapes);
         assert_eq!(config.pin.unwrap(), pin::Choice::Auto);
         assert_eq!((config.wait, config.time_limit), (None, None));
     }
@@ -264,6 +271,7 @@ mod tests {
                         config.grace.is_some(),
                         config.leftovers.is_some(),
                         config.cgroup.is_some(),
+                        config.escapes.is_some(),
                         config.pin.is_some(),
                         config.wait.is_some(),
                         config.time_limit.is_some(),

@@ -84,6 +84,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod escape;
 pub mod exit;
 mod fork;
 #[cfg(feature = "fuzzing")]

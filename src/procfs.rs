@@ -3,6 +3,7 @@
 
 mod cgroup;
 mod machine;
+mod numbers;
 mod switches;
 
 use std::fs;

@@ -21,6 +21,7 @@ use crate::cgroup::cpuset::CpusetError;
 use crate::cgroup::{self, Backend, Choice, Detected, GroupError, Place, Refusal};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
+use crate::escape;
 use crate::exit::{self, Ending};
 use crate::job::{JobId, Mode};
 use crate::lock::{self, Hold, Joined, Lock, LockError, setup};
@@ -442,24 +443,29 @@ impl Run {
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
         self.account.gives_back();
+        // Jobs inside another are told apart by nothing: that one looks, when all of them are over.
+        let id = hold.as_ref().map(|hold| hold.ticket().id).filter(|_| self.settings.escapes == escape::Choice::Warn);
         let told = hold.is_some() && waited >= WORTH_TELLING;
         let failed = !matches!(&result, Ok(Finished { outcome: Outcome { exit: Exit::Code(0), .. }, .. }));
         let cancelled = hold.as_ref().filter(|_| failed).and_then(|hold| hold.ticket().cancelled_by());
         if let Some(hold) = hold {
             hold.release();
         }
+        let given_back = Instant::now();
         if let (Some(by_uid), Err(_)) = (cancelled, &result) {
             self.cancelled(by_uid);
         }
-        let Finished { outcome, guard, warnings } = result?;
+        let Finished { outcome, trail, guard, warnings } = result?;
         if let Some(guard) = guard {
             guard.reap();
         }
         let what_happened =
             [cancelled.map(report::cancelled), report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
-        let (full, not_written) = self.account.finished(&outcome, cancelled);
-        for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&not_written) {
+        let escapes = id.map(|id| escape::Here::look().escapes(&id.to_string(), trail, given_back));
+        let escaped = escapes.as_ref().map(report::escapes::warnings).unwrap_or_default();
+        let (full, not_written) = self.account.finished(&outcome, cancelled, escapes);
+        for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&not_written) {
             self.say.wrong(line);
         }
         let worth_a_line = outcome.wall >= WORTH_A_LINE || told;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cgroup;
 use crate::cli::RunArgs;
 use crate::config::{Config, ConfigError, SYSTEM_FILE};
+use crate::escape;
 use crate::job::Mode;
 use crate::pin;
 use crate::supervisor::step::{Leftovers, Policy};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Job groups.
     pub cgroup: cgroup::Choice,
+    /// What left the job's group.
+    pub escapes: escape::Choice,
     /// Where the job is to run.
     pub pin: Option<pin::Request>,
     /// How much is said.
@@ -68,6 +71,7 @@ impl Default for Settings {
             message: None,
             policy: Policy { grace: Duration::from_secs(10), leftovers: Leftovers::Kill, time_limit: None },
             cgroup: cgroup::Choice::Auto,
+            escapes: escape::Choice::Warn,
             pin: None,
             verbosity: Verbosity::Normal,
             report: false,
@@ -110,6 +114,7 @@ impl Settings {
                 time_limit: args.time_limit.or(config.time_limit).filter(|limit| !limit.is_zero()),
             },
             cgroup: args.cgroup.or(config.cgroup).unwrap_or(default.cgroup),
+            escapes: args.escapes.or(config.escapes).unwrap_or(default.escapes),
             pin: pin_request(args, &config),
             verbosity,
             report: args.report,

@@ -172,6 +172,10 @@ pub trait JobGroup: fmt::Debug {
     /// # Errors
     /// The kernel refused; the group stays, empty.
     fn remove(&self) -> Result<(), GroupError>;
+    /// The inode number of the group's directory, if there is one: a group that is made later has a higher one.
+    fn inode(&self) -> Option<u64> {
+        None
+    }
     /// What the guard must keep open to do its work.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
     /// The systemd unit that was made for the job. When systemd stops it, the job must end.

@@ -224,6 +224,10 @@ impl JobGroup for Group {
         self.job.remove()
     }
 
+    fn inode(&self) -> Option<u64> {
+        self.job.inode()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.job.descriptors()
     }

@@ -282,6 +282,10 @@ impl JobGroup for Group {
         Ok(())
     }
 
+    fn inode(&self) -> Option<u64> {
+        rustix::fs::fstat(&self.directory).ok().map(|it| it.st_ino)
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.directory.as_fd(), self.events.as_fd()]
     }

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::cgroup::Usage;
 use crate::cgroup::usage::SOURCES;
 use crate::child::{Exit, WaitedFor};
+use crate::escape::{Escaped, Possible};
 use crate::job::Mode;
 use crate::lock::record::Pinned;
 use crate::machine::Machine;
@@ -67,8 +68,10 @@ pub struct Report {
     pub tracking: Option<&'static str>,
     /// Members that outlived the command and were ended.
     pub leftovers: Option<Leftovers>,
-    /// Processes that carry the job's marker, but were not in its group when that was empty. `null` where nobody looked.
-    pub escaped: Option<Vec<Process>>,
+    /// Processes that the job started and that were not in its group when that was empty. `null` where nobody looked.
+    pub escaped: Option<Vec<Escaped>>,
+    /// Groups that appeared while the job ran and may be its doing. `null` where nobody looked.
+    pub possible_escapes: Option<Vec<Possible>>,
     /// Where it was allowed to run.
     pub pins: Pins,
     /// Other jobs that had the machine when it started or ended. Some may have come and gone in between.
@@ -270,6 +273,7 @@ impl Report {
             tracking: None,
             leftovers: None,
             escaped: None,
+            possible_escapes: None,
             pins: Pins::default(),
             shared_with: Vec::new(),
             machine: Machine::default(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::document::{End, Neighbour, Reason, Report};
+use super::escapes;
 use super::facts::{self, Fact, UNKNOWN};
 use crate::child::WaitedFor;
 use crate::job::Mode;
@@ -78,13 +79,9 @@ fn lines(report: &Report) -> Vec<Fact> {
     let disk = facts::disk(usage).into_iter().zip(moved);
     lines.extend(disk.map(|(fact, bytes)| or_at_least(fact, facts::bytes(bytes))));
     lines.push(("leftovers", facts::known(report.leftovers.as_ref().map(|left| many(left.count, &left.named)))));
-    lines.push((
-        "escaped",
-        facts::known(report.escaped.as_ref().map(|found| match found.len() {
-            0 => "none seen".to_owned(),
-            count => many(count, found),
-        })),
-    ));
+    let seen = |listed: String| if listed.is_empty() { "none seen".to_owned() } else { listed };
+    lines.push(("escaped", facts::known(report.escaped.as_deref().map(escapes::escaped).map(seen))));
+    lines.push(("possibly escaped", facts::known(report.possible_escapes.as_deref().map(escapes::possible).map(seen))));
     lines.push(("pins", pins(report)));
     lines.push(("group", facts::known(report.tracking.map(tracking))));
     lines.push(("machine", machine(&report.machine)));
@@ -354,7 +351,7 @@ mod tests {
         report.waited_for = Some(WaitedFor { user_usec: 60_000_000, faults: 7, ..WaitedFor::default() });
         report.tracking = Some("v2");
         report.leftovers = Some(Leftovers { count: 9, named: vec![Process { pid: 12, name: "a\tb".to_owned() }] });
-        report.escaped = Some(Vec::new());
+        (report.escaped, report.possible_escapes) = (Some(Vec::new()), Some(Vec::new()));
         report.pins.cpus = Some("0-7".to_owned());
         report.machine.turbo = Some(true);
         report.notes = notes(&report);
@@ -376,6 +373,7 @@ mod tests {
   written           at least 0B
   leftovers         9: a\tb (12) and 8 more
   escaped           none seen
+  possibly escaped  none seen
   pins              none by perflock; cpus 0-7
   group             a cgroup of its own
   machine           turbo on

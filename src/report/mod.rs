@@ -2,6 +2,7 @@
 //! [`document`] is the full report as a value and as JSON, [`full`] the same for a person.
 
 pub mod document;
+pub mod escapes;
 pub mod facts;
 pub mod full;
 

@@ -15,15 +15,14 @@ use crate::cgroup::{Backend, Population, Usage};
 use crate::child::Exit;
 use crate::clock;
 use crate::error::FileError;
+use crate::escape::Escapes;
 use crate::job::{JobId, Mode};
 use crate::lock::outsiders::Outsider;
 use crate::lock::record::Pinned;
 use crate::lock::{Lock, Other, Record, Seen};
 use crate::machine::{self, Machine};
-use crate::nested;
 use crate::orphan;
 use crate::pin::{CpuList, topology};
-use crate::procfs::Proc;
 use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, Reason, Report, in_usec};
 use crate::report::full;
 use crate::settings::Settings;
@@ -212,7 +211,12 @@ impl Account {
 
     /// The job is over, and the machine given back. Returns what is to be printed: the report, if it was asked
     /// for, and why it could not be written where it should be.
-    pub(super) fn finished(&self, outcome: &Outcome, cancelled_by: Option<u32>) -> (Option<String>, Option<String>) {
+    pub(super) fn finished(
+        &self,
+        outcome: &Outcome,
+        cancelled_by: Option<u32>,
+        escapes: Option<Escapes>,
+    ) -> (Option<String>, Option<String>) {
         let given_back = self.given_back();
         self.note(|report| {
             report.exit = end(outcome, cancelled_by);
@@ -228,7 +232,7 @@ impl Account {
             let process = |ended: &Leftover| Process { pid: ended.pid, name: ended.name.clone() };
             let named = outcome.leftovers.iter().map(process).collect();
             report.leftovers = Some(Leftovers { count: outcome.leftover_count, named });
-            report.escaped = report.job.as_deref().map(|id| carriers(&Proc::default(), id));
+            (report.escaped, report.possible_escapes) = escapes.map(|found| (found.escaped, found.possible)).unzip();
             given_back.iter().for_each(|given_back| look_beside(report, given_back.at_usec));
             look_around(report);
         });
@@ -323,19 +327,6 @@ fn look_around(report: &mut Report) {
     report.machine = Machine::read(root);
     report.notes = full::notes(report);
     report.name_users();
-}
-
-/// Processes that live and carry the marker of this job: it started them, and they are not in its group, which was empty. The
-/// next job may be running already, so only such are looked into as began after this one joined.
-fn carriers(proc: &Proc, id: &str) -> Vec<Process> {
-    let per_second = rustix::param::clock_ticks_per_second();
-    // A tick less, since the kernel rounds down.
-    let joined_ticks = |id: JobId| (u128::from(id.joined_usec) * u128::from(per_second) / 1_000_000).saturating_sub(1);
-    let Ok(joined_ticks) = id.parse().map(joined_ticks) else { return Vec::new() };
-    let stats = proc.pids().unwrap_or_default().into_iter().filter_map(|pid| proc.stat(pid).ok());
-    let young = stats.filter(|stat| stat.state != 'Z' && u128::from(stat.start_ticks) >= joined_ticks);
-    let carriers = young.filter(|stat| proc.environ_has(stat.pid, nested::VARIABLE, id).unwrap_or(false));
-    carriers.map(|stat| Process { pid: stat.pid, name: stat.comm }).collect()
 }
 
 fn end(outcome: &Outcome, cancelled_by: Option<u32>) -> End {

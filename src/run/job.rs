@@ -13,6 +13,7 @@ use crate::cgroup::systemd::{Manager, Missing, NoAnswer, Restriction};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
 use crate::error::FileError;
+use crate::escape::Trail;
 use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
 use crate::pin::Partition;
@@ -56,6 +57,8 @@ struct Kept {
 /// A job that was seen to its end.
 pub(super) struct Finished {
     pub(super) outcome: Outcome,
+    /// By what its processes are known that left its group.
+    pub(super) trail: Trail,
     /// Told to end, not yet reaped.
     pub(super) guard: Option<Guard>,
     /// What is to be said when the machine is given back.
@@ -339,6 +342,7 @@ impl Job<'_> {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
         }
+        let trail = Trail { main: main.pid, started: main.started, group_inode: group.inode() };
         let removed = group.remove();
         let unpinned = self.remove_cpuset();
         // In a scope, and where we could not watch, this is the first time that it is told.
@@ -355,7 +359,7 @@ impl Job<'_> {
                     )
                 }),
             );
-        Ok(Finished { outcome, guard, warnings: warnings.collect() })
+        Ok(Finished { outcome, trail, guard, warnings: warnings.collect() })
     }
 
     /// What is to be read of a job that took this long: nothing that nobody is told.

@@ -8,6 +8,7 @@ mod cancel;
 mod config;
 #[cfg(feature = "crash-points")]
 mod crash_points;
+mod escapes;
 mod fallback;
 mod guard;
 mod harness;

@@ -340,7 +340,7 @@ fn what_left_the_group_and_lives_on_is_named() {
     let escaped = &report(&world, "r")["escaped"];
     let found: Vec<&Value> = escaped.as_array().unwrap().iter().map(|process| &process["pid"]).collect();
     assert_eq!(found, [&json!(runaway)], "{escaped}");
-    assert!(done.stderr.contains(&format!("({runaway})")), "{}", done.stderr);
+    assert!(done.stderr.contains(&format!("\n  escaped           sleep 600 ({runaway}, in ")), "{}", done.stderr);
     signal(runaway, libc::SIGKILL);
     wait_until("it is gone", || !alive(runaway));
     world.assert_clean();

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use perflock::cgroup::Usage;
 use perflock::child::{Exit, WaitedFor};
+use perflock::escape::{Escaped, Possible};
 use perflock::job::Mode;
 use perflock::report::document::{End, Leftovers, Neighbour, Person, Process, Reason, Report, Waited};
 use perflock::report::full;
@@ -24,6 +25,40 @@ fn neighbours() -> impl Strategy<Value = Vec<Neighbour>> {
     let parts = (any::<Option<u64>>(), any::<i32>(), person(), mode, proptest::collection::vec(words(), 0..4));
     let one = parts.prop_map(|(number, pid, user, mode, command)| Neighbour { number, pid, user, mode, command });
     proptest::collection::vec(one, 0..6)
+}
+
+fn escaped() -> impl Strategy<Value = Option<Vec<Escaped>>> {
+    let one = (
+        any::<i32>(),
+        words(),
+        proptest::collection::vec(words(), 0..3),
+        proptest::option::of(words()),
+        proptest::option::of(words()),
+    );
+    let one = one.prop_map(|(pid, name, command, unit, group)| Escaped { pid, name, command, unit, group });
+    proptest::option::of(proptest::collection::vec(one, 0..7))
+}
+
+fn possible() -> impl Strategy<Value = Option<Vec<Possible>>> {
+    let one = (
+        words(),
+        proptest::option::of(words()),
+        any::<bool>(),
+        1usize..,
+        any::<i32>(),
+        proptest::collection::vec(words(), 0..3),
+        counter(),
+    );
+    let one = one.prop_map(|(group, unit, container, processes, pid, command, cpu_usec)| Possible {
+        group,
+        unit,
+        container,
+        processes,
+        pid,
+        command,
+        cpu_usec,
+    });
+    proptest::option::of(proptest::collection::vec(one, 0..7))
 }
 
 fn processes() -> impl Strategy<Value = Vec<Process>> {
@@ -106,7 +141,7 @@ fn any_report() -> impl Strategy<Value = Report> {
         any::<usize>(),
         proptest::option::of(prop_oneof![0.0..1e9, Just(f64::NAN)]),
     );
-    let others = (neighbours(), neighbours(), processes(), proptest::option::of(processes()), any::<usize>());
+    let others = (neighbours(), neighbours(), processes(), escaped(), any::<usize>(), possible());
     (words, times, others, usage(), waited_for(), end_of_a_run()).prop_map(
         |(words, times, others, usage, waited_for, exit)| {
             let mode = if words.3 { Mode::Shared } else { Mode::Exclusive };
@@ -116,6 +151,7 @@ fn any_report() -> impl Strategy<Value = Report> {
             report.waited = Waited { time: Duration::from_micros(times.2), ahead: times.3, behind: others.0 };
             report.shared_with = others.1;
             report.leftovers = Some(Leftovers { count: others.4, named: others.2 });
+            report.possible_escapes = others.5;
             (report.escaped, report.usage, report.waited_for, report.exit) = (others.3, usage, waited_for, exit);
             report.notes = full::notes(&report);
             report
