@@ -37,7 +37,7 @@
 //! between birth and exec; in a scope, the cpuset is checked while the command stands at the gate.
 //!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
-//! → ticket unlinked while it is still locked → guard reaped → printing. In a scope the guard is told after the group is
+//! → ticket unlinked while it is still locked → guard reaped → escapes looked for ([`escape`]) → printing. In a scope the guard is told after the group is
 //! removed: systemd tidies up when the last process is gone (so a guard that systemd stops stays a moment too). The unlock
 //! is explicit, since a descriptor that the guard shares keeps the lock. While a ticket is live nothing is printed that would
 //! have to wait for its reader: a slow terminal never holds the machine, nor the queue.
@@ -58,9 +58,12 @@
 //! # What is known not to hold
 //!
 //! - A report names the jobs that shared the machine at the start and at the end; who came and went in between it cannot know.
-//!   Processes that left the job's group are found by the job's marker in their environment: one that runs as another user,
-//!   or emptied its environment, is not. If perflock is killed after the machine was given back, before it has looked all that
+//!   If perflock is killed after the machine was given back, before it has looked all that
 //!   up, the file stays empty: the guard has gone by then.
+//! - Processes that left the job's group are found by the job's marker in their environment, or by a parent that has it
+//!   ([`escape`]): one that runs as another user, or emptied its environment and lost its parent, is not, unless its group is
+//!   new. What a service that was there before runs for a job in its own group, and what ended before the job, is not seen; nor
+//!   is anything if perflock was killed.
 //! - Jobs that ask for nothing may run on cores that others have to themselves: only `--isolated` keeps them off. Jobs inside
 //!   one job have no tickets, and so no cores of their own among each other.
 //! - That a soft pin was left is seen of the main process alone, when it ends. What its children did, nobody sees.
