@@ -5,6 +5,7 @@
 //! gives lines of a table that can be pasted into the README.
 
 mod area;
+mod freezer;
 mod group;
 mod idle;
 mod listing;
@@ -36,6 +37,8 @@ struct Options {
     names: Vec<String>,
     /// Rounds per measurement.
     pairs: usize,
+    /// How many processes a job leaves behind.
+    processes: Option<usize>,
     /// Without the runs that have no idle time between them.
     cold_only: bool,
     /// A missed target is a failure.
@@ -45,16 +48,14 @@ struct Options {
 impl Options {
     /// Reads the arguments behind `bench`.
     fn parse(arguments: &[String]) -> Result<Self, Failure> {
-        let mut options = Self { names: Vec::new(), pairs: 100, cold_only: false, strict: false };
+        let mut options = Self { names: Vec::new(), pairs: 100, processes: None, cold_only: false, strict: false };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--cold-only" => options.cold_only = true,
                 "--strict" => options.strict = true,
-                "--pairs" => {
-                    let pairs = arguments.next().and_then(|pairs| pairs.parse().ok()).filter(|&pairs| pairs > 0);
-                    options.pairs = pairs.ok_or("--pairs takes a number above 0")?;
-                }
+                "--pairs" => options.pairs = number(argument, arguments.next())?,
+                "--processes" => options.processes = Some(number(argument, arguments.next())?),
                 name if NAMES.contains(&name) => options.names.push(name.to_owned()),
                 other => return Err(format!("unknown argument {other}\n{}", crate::USAGE)),
             }
@@ -66,6 +67,12 @@ impl Options {
     fn wants(&self, name: &str) -> bool {
         self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
     }
+}
+
+/// The number behind an option.
+fn number(option: &str, value: Option<&String>) -> Result<usize, Failure> {
+    let value = value.and_then(|value| value.parse().ok()).filter(|&value| value > 0);
+    value.ok_or_else(|| format!("{option} takes a number above 0"))
 }
 
 /// Builds perflock, measures, and prints the table.
@@ -112,7 +119,7 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
         queue::measure(place, (options.pairs / 20).max(5), &mut print)?;
     }
     if options.wants("release") {
-        print(release::measure(place, (options.pairs / 20).max(5))?);
+        release::measure(place, (options.pairs / 5).max(5), options.processes, &mut print)?;
     }
     if options.wants("wholock") {
         print(listing::measure(place, options.pairs)?);
@@ -143,15 +150,15 @@ mod tests {
 
     #[test]
     fn names_and_options_are_read() {
-        let options = parse("start --pairs 7 idle --cold-only").unwrap();
+        let options = parse("start --pairs 7 idle --processes 9 --cold-only").unwrap();
         assert!(options.wants("start") && options.wants("idle") && !options.wants("release"));
-        assert_eq!((options.pairs, options.cold_only, options.strict), (7, true, false));
+        assert_eq!((options.pairs, options.processes, options.cold_only, options.strict), (7, Some(9), true, false));
         assert!(parse("").unwrap().wants("wholock"));
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["stat", "--pairs", "--pairs 0", "--pairs x", "--inside a"] {
+        for line in ["stat", "--pairs", "--pairs 0", "--pairs x", "--processes", "--inside a"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }
