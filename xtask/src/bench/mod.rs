@@ -5,6 +5,7 @@
 //! gives lines of a table that can be pasted into the README.
 
 mod area;
+mod bomb;
 mod freezer;
 mod group;
 mod idle;
@@ -28,7 +29,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 7] = ["start", "queue", "release", "wholock", "idle", "usage", "pins"];
+const NAMES: [&str; 8] = ["start", "queue", "release", "bomb", "wholock", "idle", "usage", "pins"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +121,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("release") {
         release::measure(place, (options.pairs / 5).max(5), options.processes, &mut print)?;
+    }
+    if options.wants("bomb") {
+        bomb::measure(place, (options.pairs / 10).max(5), &mut print)?;
     }
     if options.wants("wholock") {
         print(listing::measure(place, options.pairs)?);
