@@ -6,6 +6,7 @@
 
 mod area;
 mod bomb;
+mod escapes;
 mod freezer;
 mod group;
 mod idle;
@@ -29,7 +30,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 8] = ["start", "queue", "release", "bomb", "wholock", "idle", "usage", "pins"];
+const NAMES: [&str; 9] = ["start", "queue", "release", "bomb", "escapes", "wholock", "idle", "usage", "pins"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +137,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("pins") {
         pins::measure(place, options.pairs, &mut print)?;
+    }
+    if options.wants("escapes") {
+        escapes::measure(place, options.pairs * 2, &mut print)?;
     }
     println!(
         "\nmedian (5th to 95th percentile); ratios and differences: median over pairs unless said otherwise; {}",
