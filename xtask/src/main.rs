@@ -17,12 +17,13 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask check
            what CI runs: format, clippy, licences and bans, unused dependencies, tests, a short soak
-       cargo xtask bench [start|queue|release|wholock|idle|usage|pins]... [--pairs N] [--cold-only] [--strict]
+       cargo xtask bench [start|queue|release|bomb|escapes|wholock|idle|usage|pins]... [OPTION]...
            what perflock costs, as interleaved pairs; without a name: everything
-           --pairs N    rounds per measurement [default: 100; queue, release and usage's jobs: N/20, pins' jobs: N/5, at
-                        least 5]
-           --cold-only  leave out the runs without idle time between them
-           --strict     exit 1 if a target is missed
+           --pairs N      rounds per measurement [default: 100; queue and usage's jobs: N/20, bomb: N/10, release
+                          and pins' jobs: N/5, at least 5; escapes: 2 N]
+           --processes N  release: how many a job leaves [default: 5000, then 20000]
+           --cold-only    leave out the runs without idle time between them
+           --strict       exit 1 if a target is missed
        cargo xtask soak [--jobs N | --time 2h] [--seed N] [--parallel N] [--bin DIR]
            jobs of several users, killed, stopped and cancelled at random; then proves from their log that
            exclusive jobs were alone, cores had one owner, the order was kept and every end is explained; needs root

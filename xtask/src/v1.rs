@@ -75,6 +75,14 @@ pub(crate) fn remove_tree(group: &Path) -> io::Result<()> {
     fs::remove_dir(group)
 }
 
+/// Thaws a group of the freezer's hierarchy, and those below it; there is nothing to thaw in others.
+pub(crate) fn thaw_tree(group: &Path) {
+    // Never made by this: it is the kernel's file.
+    let state = fs::OpenOptions::new().write(true).open(group.join("freezer.state"));
+    let _ = state.and_then(|mut state| io::Write::write_all(&mut state, b"THAWED"));
+    children(group).iter().for_each(|child| thaw_tree(child));
+}
+
 /// The directory of the group that this process is in.
 pub(crate) fn own_directory(controller: &str) -> Option<PathBuf> {
     let read = |path| fs::read_to_string(path).ok();

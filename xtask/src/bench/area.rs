@@ -13,7 +13,7 @@ use super::group::{Group, PREFIX};
 use crate::{Failure, top, v1};
 
 /// The hierarchies of v1 in which the bench has a group too, named like the one in v2, where there are such hierarchies.
-const V1: [&str; 2] = ["cpuset", "cpuacct"];
+const V1: [&str; 3] = ["cpuset", "cpuacct", "freezer"];
 
 /// The file that kills the bench's group, for the signal handler.
 static KILL: AtomicI32 = AtomicI32::new(-1);
@@ -58,7 +58,7 @@ pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
     // Dropped last first: the processes go before their files, and before what they were in besides.
     let directory = Directory::create()?;
     let name = format!("{PREFIX}{}", std::process::id());
-    let _v1 = V1.map(|controller| v1::Group::create(controller, &name));
+    let v1 = V1.map(|controller| v1::Group::create(controller, &name));
     let group = Group::create()?;
     kill_on_signals(group.kill_file()?.into());
     let members = group.members_file()?;
@@ -74,7 +74,10 @@ pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
     command.env("XDG_CONFIG_HOME", &directory.0);
     // cargo's, for its own programs: it makes the loader look for every library in four directories more.
     command.env_remove("LD_LIBRARY_PATH");
-    let status = command.status().map_err(|error| format!("cannot start the bench in its group: {error}"))?;
+    let status = command.status().map_err(|error| format!("cannot start the bench in its group: {error}"));
+    // A bench that is ended early may leave frozen processes, which do not die.
+    v1.iter().flatten().for_each(|group| v1::thaw_tree(group.directory()));
+    let status = status?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),

@@ -2,6 +2,11 @@
 
 use std::fs;
 
+use crate::Failure;
+
+/// What a process of the spawner takes, with the kernel's part: page tables, stacks and its own structures.
+const KIB_PER_PROCESS: u64 = 160;
+
 /// CPU, cores, kernel, cgroup layout, and what was measured, in one line.
 pub(super) fn description() -> String {
     let cpuinfo = read("/proc/cpuinfo");
@@ -16,6 +21,36 @@ pub(super) fn description() -> String {
         commit(),
         load()
     )
+}
+
+/// Whether there is room for so many more processes, of little memory each.
+///
+/// # Errors
+/// There is not; or the kernel does not say.
+pub(super) fn check_room(count: usize) -> Result<(), Failure> {
+    let loadavg = read("/proc/loadavg");
+    let running: usize = loadavg.split([' ', '/']).nth(4).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let wanted = running + count;
+    for file in ["pid_max", "threads-max"] {
+        let limit: usize = read(&format!("/proc/sys/kernel/{file}")).trim().parse().unwrap_or(usize::MAX);
+        if limit < wanted {
+            return Err(format!("{count} processes more are too many: kernel.{file} is {limit}, {running} run now"));
+        }
+    }
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: a valid place for the answer.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit) } == 0;
+    if known && limit.rlim_cur < wanted as u64 {
+        return Err(format!("{count} processes more are too many: `ulimit -u` is {}", limit.rlim_cur));
+    }
+    let meminfo = read("/proc/meminfo");
+    let free_kib = super::idle::value(&meminfo, "MemAvailable:").unwrap_or(u64::MAX);
+    let needed_kib = count as u64 * KIB_PER_PROCESS;
+    if free_kib < needed_kib {
+        return Err(format!("{count} processes more need {needed_kib} KiB of memory, and {free_kib} KiB are free"));
+    }
+    Ok(())
 }
 
 /// How busy the machine is.

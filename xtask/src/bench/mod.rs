@@ -5,6 +5,9 @@
 //! gives lines of a table that can be pasted into the README.
 
 mod area;
+mod bomb;
+mod escapes;
+mod freezer;
 mod group;
 mod idle;
 mod listing;
@@ -27,7 +30,7 @@ use stats::Line;
 const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 7] = ["start", "queue", "release", "wholock", "idle", "usage", "pins"];
+const NAMES: [&str; 9] = ["start", "queue", "release", "bomb", "escapes", "wholock", "idle", "usage", "pins"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,8 @@ struct Options {
     names: Vec<String>,
     /// Rounds per measurement.
     pairs: usize,
+    /// How many processes a job leaves behind.
+    processes: Option<usize>,
     /// Without the runs that have no idle time between them.
     cold_only: bool,
     /// A missed target is a failure.
@@ -45,16 +50,14 @@ struct Options {
 impl Options {
     /// Reads the arguments behind `bench`.
     fn parse(arguments: &[String]) -> Result<Self, Failure> {
-        let mut options = Self { names: Vec::new(), pairs: 100, cold_only: false, strict: false };
+        let mut options = Self { names: Vec::new(), pairs: 100, processes: None, cold_only: false, strict: false };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--cold-only" => options.cold_only = true,
                 "--strict" => options.strict = true,
-                "--pairs" => {
-                    let pairs = arguments.next().and_then(|pairs| pairs.parse().ok()).filter(|&pairs| pairs > 0);
-                    options.pairs = pairs.ok_or("--pairs takes a number above 0")?;
-                }
+                "--pairs" => options.pairs = number(argument, arguments.next())?,
+                "--processes" => options.processes = Some(number(argument, arguments.next())?),
                 name if NAMES.contains(&name) => options.names.push(name.to_owned()),
                 other => return Err(format!("unknown argument {other}\n{}", crate::USAGE)),
             }
@@ -66,6 +69,12 @@ impl Options {
     fn wants(&self, name: &str) -> bool {
         self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
     }
+}
+
+/// The number behind an option.
+fn number(option: &str, value: Option<&String>) -> Result<usize, Failure> {
+    let value = value.and_then(|value| value.parse().ok()).filter(|&value| value > 0);
+    value.ok_or_else(|| format!("{option} takes a number above 0"))
 }
 
 /// Builds perflock, measures, and prints the table.
@@ -112,7 +121,10 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
         queue::measure(place, (options.pairs / 20).max(5), &mut print)?;
     }
     if options.wants("release") {
-        print(release::measure(place, (options.pairs / 20).max(5))?);
+        release::measure(place, (options.pairs / 5).max(5), options.processes, &mut print)?;
+    }
+    if options.wants("bomb") {
+        bomb::measure(place, (options.pairs / 10).max(5), &mut print)?;
     }
     if options.wants("wholock") {
         print(listing::measure(place, options.pairs)?);
@@ -125,6 +137,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("pins") {
         pins::measure(place, options.pairs, &mut print)?;
+    }
+    if options.wants("escapes") {
+        escapes::measure(place, options.pairs * 2, &mut print)?;
     }
     println!(
         "\nmedian (5th to 95th percentile); ratios and differences: median over pairs unless said otherwise; {}",
@@ -143,15 +158,15 @@ mod tests {
 
     #[test]
     fn names_and_options_are_read() {
-        let options = parse("start --pairs 7 idle --cold-only").unwrap();
+        let options = parse("start --pairs 7 idle --processes 9 --cold-only").unwrap();
         assert!(options.wants("start") && options.wants("idle") && !options.wants("release"));
-        assert_eq!((options.pairs, options.cold_only, options.strict), (7, true, false));
+        assert_eq!((options.pairs, options.processes, options.cold_only, options.strict), (7, Some(9), true, false));
         assert!(parse("").unwrap().wants("wholock"));
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for line in ["stat", "--pairs", "--pairs 0", "--pairs x", "--inside a"] {
+        for line in ["stat", "--pairs", "--pairs 0", "--pairs x", "--processes", "--inside a"] {
             assert!(parse(line).is_err(), "{line}");
         }
     }
