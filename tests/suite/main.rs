@@ -43,6 +43,7 @@ mod setup;
 mod signals;
 mod smoke;
 mod terminal;
+mod terminal_matrix;
 mod users;
 mod watch;
 mod wholock;
