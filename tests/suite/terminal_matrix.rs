@@ -23,6 +23,8 @@ macro_rules! for_each_way {
     };
 }
 
+pub(crate) use for_each_way;
+
 for_each_way! {
     every_interrupt_is_heard_once();
     an_interrupt_ends_the_command_and_not_the_shell();
@@ -40,33 +42,33 @@ for_each_way! {
 }
 
 /// A shell, and what a job of its does.
-struct Shell {
-    world: World,
-    terminal: Terminal,
+pub(crate) struct Shell {
+    pub(crate) world: World,
+    pub(crate) terminal: Terminal,
     way: &'static str,
     lines: usize,
 }
 
 impl Shell {
-    fn new(way: &'static str) -> Self {
+    pub(crate) fn new(way: &'static str) -> Self {
         let world = World::new();
         let terminal = shell(&world);
         Self { world, terminal, way, lines: 0 }
     }
 
     /// Types a command line, `%` being the way to run what follows.
-    fn run(&mut self, line: &str) {
+    pub(crate) fn run(&mut self, line: &str) {
         self.terminal.type_in(&format!("{}\n", line.replace('%', self.way)));
     }
 
     /// Writes a shell script `./job` that tells its pid.
-    fn job(&self, script: &str) {
+    pub(crate) fn job(&self, script: &str) {
         self.world.script("job", &format!("#!/bin/sh\necho $$ >pid.new; mv pid.new pid\n{script}\n"));
     }
 
     /// Waits until `./job` runs; the process group that it is in, whose leader is the shell's child.
     #[track_caller]
-    fn started(&self) -> i32 {
+    pub(crate) fn started(&self) -> i32 {
         let pid = pid_in(&self.world.path("pid"));
         std::fs::remove_file(self.world.path("pid")).unwrap();
         group_of(pid)
@@ -74,7 +76,7 @@ impl Shell {
 
     /// Waits until a job is in front.
     #[track_caller]
-    fn in_front(&self) -> i32 {
+    pub(crate) fn in_front(&self) -> i32 {
         let shell = self.terminal.pid();
         wait_until("a job has the terminal", || ![shell, 0, -1].contains(&self.terminal.foreground()));
         self.terminal.foreground()
@@ -90,7 +92,7 @@ impl Shell {
 
     /// Types a command line of the shell's own and waits for what it prints, which is not what was typed.
     #[track_caller]
-    fn ask(&mut self, line: &str, answer: &str) {
+    pub(crate) fn ask(&mut self, line: &str, answer: &str) {
         self.prompts();
         // What was there before is no answer.
         self.lines += 1;
@@ -105,7 +107,7 @@ impl Shell {
 
     /// The job ended with this status and has left nothing.
     #[track_caller]
-    fn ended(&mut self, code: i32) {
+    pub(crate) fn ended(&mut self, code: i32) {
         self.prompts();
         self.run("status=$?");
         self.ask("echo code=$status", &format!("code={code}\r\n"));
@@ -114,7 +116,7 @@ impl Shell {
 
     /// Waits until every process of a process group is stopped, and the shell prompts; the job has the machine still.
     #[track_caller]
-    fn stopped(&mut self, group: i32, how: &str) {
+    pub(crate) fn stopped(&mut self, group: i32, how: &str) {
         wait_until("every process of the job is stopped", || {
             let states: Vec<char> = members(&self.world, group).into_iter().map(state_of).collect();
             // A shell that was about to start a program by vfork(2) sleeps until that has executed it: `D`.
@@ -129,11 +131,11 @@ impl Shell {
 
     /// Waits until a process group goes on.
     #[track_caller]
-    fn goes_on(&self, group: i32) {
+    pub(crate) fn goes_on(&self, group: i32) {
         wait_until("the job goes on", || members(&self.world, group).into_iter().all(|pid| state_of(pid) != 'T'));
     }
 
-    fn leave(self) {
+    pub(crate) fn leave(self) {
         leave(&self.world, self.terminal);
     }
 }
@@ -148,7 +150,7 @@ fn members(world: &World, group: i32) -> Vec<i32> {
     world.processes().into_iter().filter(|&pid| group_of(pid) == group).collect()
 }
 
-const UNTIL_TOLD: &str = "until [ -e stop ]; do sleep 0.01; done";
+pub(crate) const UNTIL_TOLD: &str = "until [ -e stop ]; do sleep 0.01; done";
 
 fn every_interrupt_is_heard_once(way: &'static str) {
     let mut shell = Shell::new(way);
