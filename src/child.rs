@@ -132,6 +132,16 @@ pub fn reap_orphans(except: i32, used: &mut WaitedFor) {
     }
 }
 
+/// The signal that stopped a child of ours, while it is stopped.
+pub fn stopped(pid: i32) -> Option<i32> {
+    let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    let info = wait_id(libc::P_PID, pid.cast_unsigned(), options).ok()?;
+    // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: as above.
+    (pid != 0).then(|| unsafe { info.si_status() })
+}
+
 /// Whether we have children. The kernel answers for one moment, unlike a walk through `/proc`, and an orphan comes home
 /// in the same moment that its parent ends.
 pub fn children() -> Children {
@@ -143,19 +153,24 @@ pub fn children() -> Children {
 
 /// A child that ended, guards apart; it is left unreaped.
 fn ended() -> io::Result<Option<i32>> {
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let info = wait_id(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)?;
+    // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then_some(pid))
+}
+
+/// waitid(2), begun again where a signal handler ran.
+fn wait_id(of: libc::idtype_t, id: libc::id_t, options: i32) -> io::Result<libc::siginfo_t> {
     loop {
         // SAFETY: siginfo_t is plain data; zero in its pid is how "nobody yet" is told under WNOHANG.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` is a valid place for the answer.
-        if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) } == -1 {
+        if unsafe { libc::waitid(of, id, &raw mut info, options) } == -1 {
             match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,
                 error => return Err(error),
             }
         }
-        // SAFETY: waitid fills in the fields of SIGCHLD, or leaves the zeroes.
-        let pid = unsafe { info.si_pid() };
-        return Ok((pid != 0).then_some(pid));
+        return Ok(info);
     }
 }

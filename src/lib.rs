@@ -79,6 +79,8 @@
 //!   guards from the session, and ends with it.
 //! - A signal whose sender is a member of the job that was reaped before we looked is taken for one from outside, and
 //!   forwarded: the command may get it twice.
+//! - A command that stops without its process group is followed only where it is in front: behind, the shell takes it for one
+//!   that runs.
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;

@@ -234,10 +234,8 @@ impl Run {
         // A job inside another stays where that one is.
         let plan =
             self.settings.pin.as_ref().map(|asked| Plan::new(asked, Path::new("/"), outer.is_some())).transpose()?;
-        // Orphans come home to us in the fallback, which is where the search may end if a scope cannot be had.
-        let adopts = !matches!(detected.places.first(), Some(Place::V2(_)));
-        let signals = Signals::install(&self.inherited, adopts || std::process::id() == 1)
-            .map_err(Error::system("install signal handlers"))?;
+        // Of children: the command stops, and orphans may come home to us.
+        let signals = Signals::install(&self.inherited, true).map_err(Error::system("install signal handlers"))?;
         let prepared = Prepared { command: &command, plan: plan.as_ref(), here: &here, signals: &signals };
         match outer {
             Some(outer) => self.run_nested(prepared, &mut detected, &outer),

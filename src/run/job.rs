@@ -334,8 +334,15 @@ impl Job<'_> {
         let signals = self.signals;
         let counters = |wall| self.counters(wall);
         let guard = Some(guard);
-        let mut supervisor =
-            Supervisor { group, signals, start_guard, guard, notice: &mut notice, counters: &counters };
+        let mut supervisor = Supervisor {
+            group,
+            signals,
+            start_guard,
+            guard,
+            notice: &mut notice,
+            nested: self.hold.is_none(),
+            counters: &counters,
+        };
         let outcome = supervisor.watch(main, self.run.settings.policy);
         let guard = supervisor.guard.take();
         if outcome.is_err() {

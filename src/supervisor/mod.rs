@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The supervisor is the command's parent and shares its process group, so exit status, terminal and job control
-//! are as without it: ^C and ^Z reach both from the terminal, and the supervisor leaves those to the command.
+//! are as without it: ^C and ^Z reach both from the terminal, and the supervisor leaves those to the command. It stops
+//! when the command has: [`stops`].
 //!
 //! 1. [`inherit`] captured what perflock was started with, before anything changed it.
 //! 2. [`signals`]: handlers first, child second; a handler only writes to a pipe.
@@ -28,6 +29,7 @@ mod shared;
 pub mod signals;
 pub mod spawn;
 pub mod step;
+mod stops;
 
 use std::collections::HashSet;
 use std::io;
@@ -46,6 +48,7 @@ use guard::Guard;
 use signals::Signals;
 use spawn::Main;
 use step::{Act, Event, Machine, News, Origin, Policy};
+use stops::Stops;
 
 /// How many guards one job may have: more deaths mean that something is wrong, and forking on would not mend it.
 const GUARDS: u32 = 3;
@@ -133,6 +136,8 @@ pub struct Supervisor<'a> {
     pub guard: Option<Guard>,
     /// Told what happens.
     pub notice: &'a mut dyn FnMut(Notice),
+    /// Inside another job.
+    pub nested: bool,
     /// What is read of the group's counters when the job is over, by how long its main process took.
     pub counters: &'a dyn Fn(Duration) -> Option<Read>,
 }
@@ -157,10 +162,15 @@ impl Supervisor<'_> {
         let mut guards = 1;
         let mut stopped = None;
         let mut looks = Looks::default();
+        let mut stops = Some(Stops::hold(self.nested)?);
         Step::Running.reached();
         loop {
+            // Before the first sleep as well: it may have stopped already. What ends the job must not stop on the way.
+            if let Some(stops) = stops.as_mut().filter(|_| machine.runs()) {
+                stops.follow(main, self.group);
+            }
             let main_pidfd = exit.is_none().then_some(main);
-            let ready = self.sleep(main_pidfd, &machine, &looks, main.started)?;
+            let ready = self.sleep(main_pidfd, &machine, &looks, stops.as_ref(), main.started)?;
             // Signals before the exit that they caused: a ^C that ended the command must not count as one for us.
             for signal in self.signals.drain() {
                 let event = Event::Signal(signal.signal, self.origin(signal));
@@ -169,6 +179,7 @@ impl Supervisor<'_> {
                 }
             }
             if ready.main && exit.is_none() {
+                stops = None;
                 (self.notice)(Notice::MainEnded(main.pid));
                 let (how, used) = child::wait_for(main.pid)?;
                 exit = Some(how);
@@ -226,17 +237,27 @@ impl Supervisor<'_> {
         }
     }
 
-    fn sleep(&self, main: Option<&Main>, machine: &Machine, looks: &Looks, start: Instant) -> io::Result<Ready> {
+    fn sleep(
+        &self,
+        main: Option<&Main>,
+        machine: &Machine,
+        looks: &Looks,
+        stops: Option<&Stops>,
+        start: Instant,
+    ) -> io::Result<Ready> {
         let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
         let main_at = main.map(|main| push(&mut fds, PollFd::new(main.pidfd.as_fd(), PollFlags::POLLIN)));
         let guard_at = self.guard.as_ref().map(|guard| push(&mut fds, PollFd::new(guard.pidfd(), PollFlags::POLLIN)));
+        let stops = stops.filter(|_| machine.runs());
+        fds.extend(stops.and_then(Stops::fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let mut wake_at = machine.wake_at();
         if machine.looks() {
             let notices = self.group.changes().map(|fd| push(&mut fds, PollFd::new(fd, PollFlags::POLLPRI)));
             let next = looks.next(notices.is_some());
             wake_at = wake_at.into_iter().chain(next).min();
         }
-        crate::poll::until(&mut fds, wake_at.map(|at| start + at))?;
+        let wake_at = wake_at.map(|at| start + at);
+        crate::poll::until(&mut fds, wake_at.into_iter().chain(stops.and_then(Stops::due)).min())?;
         let ready = |index: Option<usize>| index.is_some_and(|index| fds[index].any() == Some(true));
         Ok(Ready { main: ready(main_at), guard: ready(guard_at) })
     }

@@ -36,7 +36,7 @@ type Message = [i32; 3];
 impl Signals {
     /// Installs the handlers. A signal that we were started with ignored stays ignored, except for SIGCHLD, which is
     /// put to its default: an inherited ignore makes the kernel throw exit statuses away. With `children`, SIGCHLD is
-    /// reported: for a process to which orphans come home (PID 1, a subreaper).
+    /// reported, for a process with children that stop or come home to it.
     ///
     /// # Errors
     /// The kernel refused; none is known to.

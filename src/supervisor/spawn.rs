@@ -7,6 +7,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
+use rustix::process::{Signal, pidfd_send_signal};
+
 use super::command::Command;
 use super::inherit::Inherited;
 use super::placement::Placement;
@@ -16,7 +18,7 @@ use crate::cgroup::Maker;
 use crate::child;
 use crate::error::last_errno;
 use crate::fork::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP};
-use crate::mask::BlockedSignals;
+use crate::mask::{self, BlockedSignals};
 use crate::step::Step;
 
 /// The command's first process.
@@ -138,15 +140,18 @@ pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Make
     let envp = Pointers::to(environment.iter());
     let mut child = Child { command, inherited, placement, argv, envp, script_argv, signals, failure };
     // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
-    // until the child has set everything as it was. All other signals stay open, so that none is lost. One that comes
+    // until the child has executed the command. If the child took it before that, it has gone on: it is told again. All other signals stay open, so that none is lost. One that comes
     // before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
     // later one for the whole process group reaches the child too (fork.c, copy_process).
     let blocked = BlockedSignals::stopping().map_err(SpawnError::Fork)?;
     let started = Instant::now();
-    let cloned = clone(into, &mut child);
+    let (pid, pidfd) = clone(into, &mut child).map_err(SpawnError::Fork)?;
+    let failure = failure.load(Ordering::SeqCst);
+    if failure == 0 && mask::stop_waits() {
+        let _ = pidfd_send_signal(&pidfd, Signal::TSTP);
+    }
     drop(blocked);
-    let (pid, pidfd) = cloned.map_err(SpawnError::Fork)?;
-    match failure.load(Ordering::SeqCst) {
+    match failure {
         0 => Ok(Main { pid, pidfd, started }),
         failure => {
             child::reap(pid);
@@ -180,10 +185,12 @@ fn arguments(command: &Command) -> (Pointers, Pointers) {
 extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     // SAFETY: `clone` gives a valid pointer, and the parent sleeps until this process has executed or ended.
     let child = unsafe { &mut *child };
-    let failure = if child.signals.pending() || stop_is_pending() {
+    // A ^Z would stop this process before it executes.
+    let failure = if child.signals.pending() || mask::stop_waits() {
         SIGNALLED
     } else {
         Step::CommandBorn.reached();
+        continue_soon();
         match child.placement.take() {
             0 => {
                 child.inherited.restore();
@@ -197,16 +204,28 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// Whether a ^Z waits to be let in: it would stop this process before it executes, and with it the supervisor, in a sleep
-/// that nothing but the end of this process ends. Async-signal-safe.
-fn stop_is_pending() -> bool {
-    // SAFETY: a zeroed sigset_t is a valid empty set.
-    let mut pending: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `pending` is a valid place for the answer.
-    unsafe { libc::sigpending(&raw mut pending) };
-    // SAFETY: `pending` is valid, and the signals are in range.
-    let is_in = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
-    is_in(libc::SIGTSTP) || is_in(libc::SIGTTIN) || is_in(libc::SIGTTOU)
+/// How long a ^Z may stop a child that has not executed the command.
+const CONTINUED_AFTER_NSEC: i64 = 10_000_000;
+
+/// A ^Z that comes after that was asked for stops this process when it opens its mask, and the supervisor sleeps in
+/// the clone until it has executed the command: neither is to be woken by anybody at the terminal. So a timer
+/// continues it, which execve(2) takes away. Async-signal-safe.
+fn continue_soon() {
+    // SAFETY: a zeroed sigevent is valid: plain integers.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGCONT;
+    let mut timer: libc::c_int = 0;
+    // SAFETY: zero is a value for both of its times.
+    let mut after: libc::itimerspec = unsafe { std::mem::zeroed() };
+    after.it_value.tv_nsec = CONTINUED_AFTER_NSEC;
+    // By the kernel's own calls: the C library may allocate for these.
+    // SAFETY: `event` and `timer` are valid for the call; the kernel's number of a timer is an int.
+    if unsafe { libc::syscall(libc::SYS_timer_create, libc::CLOCK_MONOTONIC, &raw const event, &raw mut timer) } == 0 {
+        let no_old = ptr::null_mut::<libc::itimerspec>();
+        // SAFETY: `after` is valid for the call, and the old time is not asked for.
+        unsafe { libc::syscall(libc::SYS_timer_settime, timer, 0, &raw const after, no_old) };
+    }
 }
 
 /// Tries every candidate like execvp(3); returns the errno to report. Async-signal-safe: allocates nothing.
@@ -347,6 +366,20 @@ mod tests {
     fn command(argv: &[&str]) -> Command {
         let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
         Command::look_up(&argv, Some("/usr/bin:/bin".as_ref())).unwrap()
+    }
+
+    #[test]
+    fn a_child_that_was_stopped_before_it_executed_goes_on() {
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            continue_soon();
+            // SAFETY: stops this process.
+            unsafe { libc::raise(libc::SIGSTOP) };
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(7) }
+        }
+        assert_eq!(wait_for(pid).unwrap().0, Exit::Code(7));
     }
 
     /// Handlers for signals that nobody sends here.

@@ -174,6 +174,11 @@ impl Machine {
         self.cut_short
     }
 
+    /// The main process runs, and nothing is being done to end it.
+    pub fn runs(&self) -> bool {
+        self.phase == Phase::Running && !self.main_ended
+    }
+
     /// The group has to be looked at: only then can it be empty.
     pub fn looks(&self) -> bool {
         self.main_ended && !self.done()

@@ -44,6 +44,8 @@ mod setup;
 mod signals;
 mod smoke;
 mod terminal;
+mod terminal_matrix;
+mod terminal_stops;
 mod users;
 mod watch;
 mod wholock;

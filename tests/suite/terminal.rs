@@ -31,11 +31,6 @@ fn write_job(world: &World) {
     );
 }
 
-/// A shell that was about to start `sleep` by vfork(2) sleeps (`D`) until that, which is stopped before it executes, goes on.
-fn is_stopped(job: i32) -> bool {
-    matches!(state_of(job), 'T' | 'D')
-}
-
 fn job_pids(world: &World) -> [i32; 2] {
     [pid_in(&world.path("perflock.pid")), pid_in(&world.path("job.pid"))]
 }
@@ -125,52 +120,6 @@ fn an_interrupt_between_the_grant_and_the_command_is_not_lost() {
 }
 
 #[test]
-fn a_job_is_stopped_and_goes_on_in_the_foreground() {
-    needs!(V2, Program("bash"));
-    let world = World::new();
-    write_job(&world);
-    let mut terminal = shell(&world);
-    terminal.type_in("perflock ./job\n");
-    terminal.wait_screen("started");
-    let [perflock, job] = job_pids(&world);
-    wait_until("perflock has the terminal", || terminal.foreground() == perflock);
-    terminal.type_in("\x1a");
-    terminal.wait_screen("Stopped");
-    wait_until("both are stopped", || state_of(perflock) == 'T' && is_stopped(job));
-    wait_until("the shell has the terminal", || terminal.foreground() == terminal.pid());
-    assert!(!world.lock_is_free());
-    terminal.type_in("fg\n");
-    wait_until("perflock has the terminal", || terminal.foreground() == perflock);
-    wait_until("both go on", || state_of(perflock) != 'T' && state_of(job) != 'T');
-    world.write("stop", "");
-    wait_until("the shell has the terminal", || terminal.foreground() == terminal.pid());
-    terminal.type_in("echo co''de=$?\n");
-    terminal.wait_screen("code=6");
-    leave(&world, terminal);
-}
-
-#[test]
-fn a_job_is_stopped_and_goes_on_in_the_background() {
-    needs!(V2, Program("bash"));
-    let world = World::new();
-    write_job(&world);
-    let mut terminal = shell(&world);
-    terminal.type_in("perflock ./job\n");
-    terminal.wait_screen("started");
-    let [perflock, job] = job_pids(&world);
-    terminal.type_in("\x1a");
-    terminal.wait_screen("Stopped");
-    terminal.type_in("bg\n");
-    wait_until("both go on", || state_of(perflock) != 'T' && state_of(job) != 'T');
-    terminal.type_in("echo al''so\n");
-    terminal.wait_screen("also");
-    world.write("stop", "");
-    terminal.type_in("wait %1; echo co''de=$?\n");
-    terminal.wait_screen("code=6");
-    leave(&world, terminal);
-}
-
-#[test]
 fn kill_of_a_shell_job_ends_it() {
     needs!(V2, Program("bash"));
     let world = World::new();
@@ -198,20 +147,6 @@ fn kill_of_a_shell_job_ends_it() {
         std::fs::remove_file(world.path("job.pid")).unwrap();
     }
     leave(&world, terminal);
-}
-
-#[test]
-fn the_command_reads_the_terminal() {
-    needs!(V2);
-    let world = World::new();
-    let mut terminal = world.cmd("perflock cat").on_terminal();
-    wait_until("the job runs", || world.job_groups().len() == 1);
-    terminal.type_in("some words\n");
-    // Once by the terminal's echo, once by cat.
-    wait_until("cat answers", || terminal.screen().matches("some words").count() == 2);
-    terminal.type_in("\x04");
-    assert_eq!(terminal.wait().code(), Some(0));
-    world.assert_clean();
 }
 
 #[test]
@@ -364,20 +299,5 @@ fn an_interactive_shell_is_a_job_with_job_control_of_its_own() {
     terminal.type_in("echo mo''de=$PERFLOCK_MODE; exit 7\n");
     assert_eq!(terminal.wait().code(), Some(7), "{}", terminal.screen());
     terminal.wait_screen("mode=exclusive");
-    world.assert_clean();
-}
-
-#[test]
-fn a_pager_shows_a_file_and_takes_keys() {
-    needs!(V2, Program("less"));
-    let world = World::new();
-    let text: String = (1..=200).map(|line| format!("line {line}.\n")).collect();
-    world.write("text", &text);
-    let mut terminal = world.cmd("perflock less text").env("TERM", "vt100").env("LESS", "").on_terminal();
-    terminal.wait_screen("line 1.");
-    terminal.type_in("G");
-    terminal.wait_screen("line 200.");
-    terminal.type_in("q");
-    assert_eq!(terminal.wait().code(), Some(0));
     world.assert_clean();
 }
