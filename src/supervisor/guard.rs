@@ -22,6 +22,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
+use super::slice;
 use crate::cgroup::{JobGroup, Maker, Population, Usage};
 use crate::child;
 use crate::fork::{self, Kin};
@@ -146,6 +147,7 @@ pub(super) fn serve(
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
     kept.extend(born.map(AsRawFd::as_raw_fd));
     leave_everything_else(kept, NAME);
+    slice::shorten();
     if watch(supervisor, term.as_ref()) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
