@@ -29,6 +29,7 @@ pub mod scope;
 pub mod subreaper;
 pub mod systemd;
 pub mod usage;
+pub(crate) mod v1;
 pub mod v2;
 
 use std::fmt;
