@@ -96,19 +96,38 @@ impl From<libc::rusage> for WaitedFor {
 /// It is no child of ours.
 pub fn wait_for(pid: i32) -> io::Result<(Exit, WaitedFor)> {
     loop {
+        if let Some(ended) = wait(pid, 0)? {
+            return Ok(ended);
+        }
+    }
+}
+
+/// The same without waiting: `None` while it is not ours to reap. If another process traces it, a child that ended is that
+/// one's first.
+///
+/// # Errors
+/// It is no child of ours.
+pub fn reap_now(pid: i32) -> io::Result<Option<(Exit, WaitedFor)>> {
+    wait(pid, libc::WNOHANG)
+}
+
+fn wait(pid: i32, options: libc::c_int) -> io::Result<Option<(Exit, WaitedFor)>> {
+    loop {
         let mut status = 0;
         // SAFETY: rusage is plain data, for which zero is a value.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: both are valid places for the answers.
-        if unsafe { libc::wait4(pid, &raw mut status, libc::__WALL, &raw mut usage) } == -1 {
-            match io::Error::last_os_error() {
+        match unsafe { libc::wait4(pid, &raw mut status, libc::__WALL | options, &raw mut usage) } {
+            0 => return Ok(None),
+            -1 => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,
                 error => return Err(error),
-            }
+            },
+            _ => {}
         }
         let exited = libc::WIFEXITED(status);
         let exit = if exited { Exit::Code(libc::WEXITSTATUS(status)) } else { Exit::Signal(libc::WTERMSIG(status)) };
-        return Ok((exit, usage.into()));
+        return Ok(Some((exit, usage.into())));
     }
 }
 

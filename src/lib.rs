@@ -72,7 +72,11 @@
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
 //!   while the orphan lives.
 //! - In the fallback without a group ([`cgroup::subreaper`]) a process that empties its environment and whose
-//!   supervisor is killed is lost.
+//!   supervisor is killed is lost. There, and only when the supervisor was killed, a line of processes that fork and end within
+//!   microseconds may not be caught for long; the machine is held meanwhile.
+//! - A process that waits in the kernel where no signal ends that, or that is frozen by a v1 freezer together with others, holds
+//!   the machine until it goes on. The supervisor names it; the guard, which has nobody to tell, does not.
+//! - What the job made in a v1 freezer hierarchy stays there: it is outside of its group.
 //! - systemd may stop a scope at any time: at the end of a user's last session, by the user's or root's word. The guard
 //!   then ends the job; what the job moved out of the scope before lives on.
 //! - A guard that was killed in a scope is replaced from where the supervisor is, and moved in by systemd. If that fails, it

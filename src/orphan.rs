@@ -4,16 +4,19 @@
 //! its own user (root: anybody's), and waits for others. So no two jobs that conflict have members at the same time.
 
 use std::path::Component;
+use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::cgroup::{Backend, GroupError, JobGroup, Population, cpuset, detect, subreaper, v2};
+use crate::cgroup::{self, Backend, GroupError, JobGroup, Population, cpuset, detect, subreaper, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::say::Say;
 use crate::supervisor::guard::until_empty;
-use crate::text;
+use crate::supervisor::step::UNKILLABLE;
+use crate::supervisor::stuck;
+use crate::{report, text};
 
 /// Where the group is that a ticket names. The ticket's text chose the path, so it must be a group of this very job.
 pub fn location_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<v2::Location> {
@@ -148,11 +151,29 @@ pub fn end(
     } else {
         say.note_now(&format!("waiting for {what} to end (only {user} or root can end it)"));
     }
-    if !until_empty(&*group, ours, Some(limits)) {
+    let ended = if ours { kill(&*group, limits, say) } else { until_empty(&*group, false, Some(limits)) };
+    if !ended {
         return End::Interrupted;
     }
     remove(Some(&*group), seen, record, mountinfo);
     End::Gone
+}
+
+/// Kills a group until it is empty. Says who does not end, if that takes long. False if `limits` ended it.
+fn kill(group: &dyn JobGroup, limits: Limits<'_>, say: &Say) -> bool {
+    let patience = Instant::now() + UNKILLABLE;
+    if limits.deadline.is_none_or(|at| at > patience) {
+        if until_empty(group, true, Some(Limits { deadline: Some(patience), ..limits })) {
+            return true;
+        }
+        if Instant::now() >= patience {
+            let (stuck, count) = stuck::look(group, &cgroup::kill_survivors(group));
+            if count > 0 {
+                say.wrong_now(&report::stuck(&stuck, count));
+            }
+        }
+    }
+    until_empty(group, true, Some(limits))
 }
 
 /// A guard that somebody stopped cannot do its work when its supervisor dies, and would hold the machine for ever.

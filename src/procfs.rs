@@ -5,6 +5,7 @@ mod cgroup;
 mod machine;
 mod numbers;
 mod switches;
+mod threads;
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -65,6 +66,8 @@ pub struct Stat {
     pub cpu_ticks: u64,
     /// The same of its children that ended and that it waited for, of theirs included.
     pub ended_children_ticks: u64,
+    /// How many threads it has, the main one included until the process is reaped.
+    pub threads: u64,
     /// It is a thread of the kernel's own.
     pub kernel_thread: bool,
     /// Its resident memory, in pages.
@@ -243,6 +246,7 @@ pub(crate) fn parse_stat(line: &[u8]) -> Option<Stat> {
         start_ticks: number(19)?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
         ended_children_ticks: number(13)?.saturating_add(number(14)?),
+        threads: number(17)?,
         kernel_thread: number(6)? & PF_KTHREAD != 0,
         resident_pages: number(21)?,
     })
@@ -281,6 +285,7 @@ mod tests {
             start_ticks: 5000,
             cpu_ticks: 42,
             ended_children_ticks: 7,
+            threads: 1,
             kernel_thread: false,
             resident_pages: 225,
         };
@@ -344,7 +349,8 @@ mod tests {
             let cpu_ticks = u64::from(user) + u64::from(system);
             let ended_children_ticks = u64::from(system) + 1;
             let expected = Stat {
-                pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, ended_children_ticks, kernel_thread: false, resident_pages: 2,
+                pid, comm, state: 'S', ppid, start_ticks, cpu_ticks, ended_children_ticks, threads: 1, kernel_thread: false,
+                resident_pages: 2,
             };
             prop_assert_eq!(parse_stat(line.as_bytes()), Some(expected));
         }
@@ -387,8 +393,16 @@ mod tests {
         fs::create_dir_all(root.path().join("7/task/7")).unwrap();
         fs::create_dir_all(root.path().join("self")).unwrap();
         fs::create_dir_all(root.path().join("sys/kernel/random")).unwrap();
-        let files =
-            ["7/stat", "7/task/7/children", "7/cgroup", "7/cmdline", "7/environ", "7/loginuid", "7/task/7/status"];
+        let files = [
+            "7/stat",
+            "7/task/7/children",
+            "7/cgroup",
+            "7/cmdline",
+            "7/environ",
+            "7/loginuid",
+            "7/status",
+            "7/task/7/status",
+        ];
         for file in files.into_iter().chain(["self/cgroup", "sys/kernel/random/boot_id", "locks"]) {
             fs::write(root.path().join(file), bytes).unwrap();
         }
@@ -409,6 +423,7 @@ mod tests {
             let _ = proc.own_cgroup_v2();
             let _ = proc.login_uid(7);
             let _ = proc.context_switches(7);
+            let _ = proc.tracer(7);
             let _ = proc.boot_id();
             let _ = proc.flocks(1, 1);
             prop_assert_eq!(proc.cmdline(7).unwrap().is_empty(), bytes.is_empty() || bytes == [0]);

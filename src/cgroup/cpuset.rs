@@ -22,11 +22,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags};
 
-use super::detect::{self, Place, unescape};
+use super::detect::{self, Place};
+use super::v1;
 use super::v2::{self, Location};
 use crate::error::FileError;
 use crate::pin::{CpuList, Partition, Pin};
 use crate::procfs::Proc;
+
+/// What the kernel calls it.
+const CONTROLLER: &str = "cpuset";
 
 /// How a job can be kept on its processors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,8 +132,8 @@ fn has_cpuset(group: &Path) -> bool {
 /// # Errors
 /// See [`V1Offer`].
 pub fn v1_offer(proc: &Proc, mountinfo: &str) -> V1Offer {
-    let Some(path) = proc.own_cgroup_v1("cpuset").ok().flatten() else { return Ok(None) };
-    let Some(own) = locate_v1(mountinfo, &path) else {
+    let Some(path) = proc.own_cgroup_v1(CONTROLLER).ok().flatten() else { return Ok(None) };
+    let Some(own) = v1::locate(mountinfo, CONTROLLER, &path) else {
         return Err("the cpuset hierarchy that this process is in is not mounted here".to_owned());
     };
     let directory = own.directory();
@@ -137,28 +141,6 @@ pub fn v1_offer(proc: &Proc, mountinfo: &str) -> V1Offer {
         |errno| format!("no write access to {}: {}", directory.display(), crate::error::reason(&errno.into())),
     )?;
     Ok(Some(own))
-}
-
-/// Where the group with this path in the v1 cpuset hierarchy can be found.
-pub(crate) fn locate_v1(mountinfo: &str, path: &Path) -> Option<Location> {
-    let mounts = mountinfo.lines().filter_map(parse_cpuset_mount);
-    let mut found = mounts.filter_map(|(root, mount)| {
-        let relative = path.strip_prefix(root).ok()?.to_owned();
-        Some(Location { mount, relative, path: path.to_owned() })
-    });
-    found.find(Location::is_plain)
-}
-
-/// Root and mount point, if the line is a mount of the v1 cpuset hierarchy: proc_pid_mountinfo(5).
-fn parse_cpuset_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut kind = filesystem.split(' ');
-    let (name, options) = (kind.next()?, kind.nth(1)?);
-    if name != "cgroup" || !options.split(',').any(|option| option == "cpuset") {
-        return None;
-    }
-    let mut fields = mount.split(' ').skip(3);
-    Some((unescape(fields.next()?), unescape(fields.next()?)))
 }
 
 /// A job's group in the v1 cpuset hierarchy.
@@ -231,7 +213,7 @@ pub fn remove_v1(location: &Location) -> Result<(), FileError> {
 /// Removes the cpuset that the ticket of a dead job names: a group called `name` of the user `owner`. The path is that user's
 /// text, and may lead anywhere.
 pub fn remove_named(path: &Path, name: &str, owner: u32, mountinfo: &str) {
-    let Some(location) = locate_v1(mountinfo, path) else { return };
+    let Some(location) = v1::locate(mountinfo, CONTROLLER, path) else { return };
     let its_own = fs::symlink_metadata(location.directory()).is_ok_and(|it| it.is_dir() && it.uid() == owner);
     if path.file_name() == Some(OsStr::new(name)) && its_own {
         // What cannot be removed is empty, or somebody else's affair.
@@ -318,7 +300,6 @@ fn become_partition(mut set: impl FnMut(&str) -> io::Result<String>) -> Result<P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn pin(cpus: &str, memory_nodes: &str) -> Pin {
         let list = |text: &str| text.parse().unwrap();
@@ -329,20 +310,6 @@ mod tests {
             memory_is_asked_for: false,
             reserved: None,
         }
-    }
-
-    const HYBRID: &str = "20 1 0:20 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
-        21 20 0:21 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
-        22 20 0:22 /a /sys/fs/cgroup/cpu\\040set rw,relatime shared:9 - cgroup cgroup rw,cpuset\n\
-        23 20 0:23 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-
-    #[test]
-    fn the_cpuset_hierarchy_is_found_among_the_others() {
-        let found = locate_v1(HYBRID, Path::new("/a/b")).unwrap();
-        assert_eq!(found.directory(), Path::new("/sys/fs/cgroup/cpu set/b"));
-        assert_eq!(locate_v1(HYBRID, Path::new("/b")), None);
-        assert_eq!(locate_v1(HYBRID, Path::new("/a/../b")), None);
-        assert_eq!(locate_v1("", Path::new("/")), None);
     }
 
     #[test]
@@ -400,16 +367,5 @@ mod tests {
         }
         remove_named(Path::new("/perflock-7"), "perflock-7", own, &mountinfo);
         assert!(!group.exists() && mount.path().exists());
-    }
-
-    proptest! {
-        #[test]
-        fn any_mountinfo_is_read_without_panic(text: String, path in "(/|[.]{1,2}|a){0,6}") {
-            let _ = locate_v1(&text, Path::new(&path));
-            let line = format!("22 20 0:22 / /m rw - cgroup cgroup rw,cpuset\n{text}");
-            if let Some(found) = locate_v1(&line, Path::new(&path)) {
-                prop_assert!(found.directory().starts_with("/m") && found.is_plain());
-            }
-        }
     }
 }

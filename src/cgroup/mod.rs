@@ -15,6 +15,9 @@
 //! makes and the group must not contain ourselves. Single signals go by pidfd, opened between two readings of the
 //! member list: a number that is in both, and whose pidfd still takes the signal, meant one process throughout.
 //!
+//! Not everything dies of it: a process whose main thread has ended is not reached by `cgroup.kill`, and one that a v1 freezer
+//! holds does not take the signal. [`kill_survivors`] deals with these, a while after the first kill.
+//!
 //! On a machine that systemd runs, groups are systemd's to give: [`scope`] asks it for one that is delegated to us. Below a
 //! group that is ours already a job group is made directly, [`v2`].
 //!
@@ -25,10 +28,12 @@
 pub(crate) mod bus;
 pub mod cpuset;
 pub mod detect;
+mod freezer;
 pub mod scope;
 pub mod subreaper;
 pub mod systemd;
 pub mod usage;
+pub(crate) mod v1;
 pub mod v2;
 
 use std::fmt;
@@ -39,9 +44,11 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub use detect::{Detected, Place, Refusal, detect};
+pub use freezer::Frozen;
 pub use usage::Usage;
 
 use crate::error::FileError;
+use crate::procfs::Proc;
 use crate::text;
 
 /// Whether a job gets a group of its own: `--cgroup`.
@@ -228,6 +235,18 @@ impl OpenedMembers {
 pub fn signal_members(group: &dyn JobGroup, pids: &[i32], signal: Signal) -> usize {
     let batches = pids.chunks(descriptors_for(pids.len()));
     batches.map(|batch| OpenedMembers::open(group, batch).send(signal)).sum()
+}
+
+/// Kills, by other means, members that have lived on for a while after [`JobGroup::kill`]. Returns those that are frozen by what
+/// is not ours to thaw.
+pub fn kill_survivors(group: &dyn JobGroup) -> Vec<Frozen> {
+    // `cgroup.kill` signals main threads. Where that one has ended, nobody takes the signal; a signal to the process reaches the
+    // others.
+    let proc = Proc::default();
+    let headless = |&pid: &i32| proc.stat(pid).is_ok_and(|stat| stat.is_headless());
+    let headless: Vec<i32> = group.members().into_iter().filter(headless).collect();
+    signal_members(group, &headless, Signal::KILL);
+    freezer::thaw(group)
 }
 
 /// How many of `wanted` more descriptors may be open at once, after raising our own soft limit. The command has its own,

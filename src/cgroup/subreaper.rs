@@ -22,6 +22,9 @@ pub const MARKER: &str = "PERFLOCK_MEMBER";
 /// How often the tree is walked to stop new children before what was found is killed.
 const STOP_ROUNDS: usize = 8;
 
+/// How often new processes are looked for while there are some that have the marker.
+const CHASES: usize = 1000;
+
 /// The descendants of one supervisor.
 #[derive(Debug)]
 pub struct Group {
@@ -86,14 +89,45 @@ impl Group {
         }
     }
 
+    /// Stops members that have the marker as soon as each is found: where they do not come home to us, a walk through all of
+    /// `/proc` comes too late for a chain of processes that fork and exit.
+    fn stop_marked(&self) {
+        let not_ours = [std::process::id().cast_signed()].into_iter().chain(self.excluded.iter().copied());
+        let mut looked_at: HashSet<i32> = not_ours.chain(self.inherited.iter().copied()).collect();
+        let mut in_vain = 0;
+        for _ in 0..CHASES {
+            let mut found = false;
+            for pid in self.proc.pids().unwrap_or_default() {
+                // Opened before its marker is read: whatever takes the signal is what had the marker.
+                if looked_at.insert(pid)
+                    && let Ok(pidfd) = open_pidfd(pid)
+                    && self.proc.environ_has(pid, MARKER, &self.name).unwrap_or(false)
+                {
+                    found = true;
+                    let _ = pidfd_send_signal(pidfd, Signal::STOP);
+                }
+            }
+            in_vain = if found { 0 } else { in_vain + 1 };
+            if in_vain == 2 {
+                break;
+            }
+        }
+    }
+
     fn signal(&self, signal: Signal) -> usize {
         signal_members(self, &self.members(), signal)
     }
 
     fn living_members(&self) -> Vec<Stat> {
         let mut members = self.all_members();
-        members.retain(|stat| !matches!(stat.state, 'Z' | 'X'));
+        members.retain(|stat| !stat.is_dead());
         members
+    }
+
+    fn is_marked(&self, stat: &Stat) -> bool {
+        let has = |pid: i32| self.proc.environ_has(pid, MARKER, &self.name).unwrap_or(false);
+        // What a thread has ended with is gone for it alone.
+        has(stat.pid) || stat.is_headless() && self.proc.threads(stat.pid).unwrap_or_default().into_iter().any(has)
     }
 
     /// Those that ended and were not reaped included.
@@ -104,8 +138,7 @@ impl Group {
         let mut roots = if self.supervisor == Some(own) { children_of(&all, own) } else { Vec::new() };
         let not_ours = |pid: &i32| self.excluded.contains(pid) || self.inherited.contains(pid);
         roots.retain(|pid| !not_ours(pid));
-        let marked = all.iter().filter(|stat| self.proc.environ_has(stat.pid, MARKER, &self.name).unwrap_or(false));
-        roots.extend(marked.map(|stat| stat.pid));
+        roots.extend(all.iter().filter(|stat| self.is_marked(stat)).map(|stat| stat.pid));
         let foreign = |pid: i32| pid == own || not_ours(&pid);
         let members = descendants(&all, roots, foreign);
         all.into_iter().filter(|stat| members.contains(&stat.pid)).collect()
@@ -172,6 +205,9 @@ impl JobGroup for Group {
     }
 
     fn kill(&self) -> Result<(), GroupError> {
+        if self.supervisor != Some(std::process::id().cast_signed()) {
+            self.stop_marked();
+        }
         // Stopped processes do not fork: once a walk finds nobody new, killing misses nobody.
         let mut stopped = 0;
         for _ in 0..STOP_ROUNDS {

@@ -3,9 +3,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use cgroups_rs::fs::cgroup::Cgroup;
@@ -100,9 +100,14 @@ impl Group {
         if metadata.uid() != owner {
             return Err(refused("it belongs to another user than the ticket that names it"));
         }
-        match Self::open(location) {
+        let mut opened = Self::open(location.clone());
+        if matches!(&opened, Err(GroupError::File(error)) if is_denied(&error.source)) {
+            open_up(&path);
+            opened = Self::open(location);
+        }
+        match opened {
             Ok(group) => Ok(Some(group)),
-            Err(GroupError::File(error)) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(GroupError::File(error)) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -158,8 +163,8 @@ fn check_name(path: &Path) -> Result<(), GroupError> {
 
 /// Whether there is no group at a path, and none can be: it is free, leads through a file, is longer than the kernel takes,
 /// or has a NUL byte, of which the kernel is not asked. A ticket with such a path must not keep the machine from everybody.
-fn is_no_place(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+fn is_no_place(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
     match error.kind() {
         NotFound | NotADirectory | InvalidFilename => true,
         InvalidInput => error.raw_os_error().is_none(),
@@ -167,28 +172,77 @@ fn is_no_place(error: &std::io::Error) -> bool {
     }
 }
 
-/// The processes in the group at `directory` and in every group below it. A threaded sub-group refuses; its
+/// The processes in the group at `directory` and in every group below it, and these groups. A threaded sub-group refuses; its
 /// processes are listed by the group above it.
-pub(crate) fn processes_below(directory: &Path) -> Vec<i32> {
-    processes_and_groups_below(directory).0
+pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<PathBuf>) {
+    let Walk { pids, groups, .. } = walk(directory);
+    (pids, groups)
 }
 
-/// The same, with the groups: the one at `directory`, and every one below.
-pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<PathBuf>) {
-    let groups = tree(directory);
+struct Walk {
+    pids: Vec<i32>,
+    groups: Vec<PathBuf>,
+    /// Not all of it could be seen, for want of permission.
+    denied: bool,
+}
+
+fn walk(directory: &Path) -> Walk {
+    let (groups, mut denied) = tree_or_denied(directory);
     let mut pids = Vec::new();
     for group in &groups {
-        let text = procfs::read(&group.join("cgroup.procs")).unwrap_or_default();
+        let text = procfs::read(&group.join("cgroup.procs"));
+        denied |= text.as_ref().is_err_and(is_denied);
+        let text = text.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         // 0 stands for a process of another pid namespace, or one in its last exit.
         pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|&pid| pid > 0));
     }
-    (pids, groups)
+    Walk { pids, groups, denied }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Gives the owner's own rights back to the owner, in the group and everywhere below: a job may have taken them away, so that
+/// nobody sees or removes what it made there. Others' groups are left as they are.
+fn open_up(directory: &Path) {
+    let mut pending = vec![directory.to_owned()];
+    while let Some(group) = pending.pop() {
+        let own = [("", 0o700), ("cgroup.procs", 0o600), ("cgroup.kill", 0o200), ("cgroup.events", 0o400)];
+        for (file, rights) in own {
+            let path = group.join(file);
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            let mode = metadata.mode() & 0o7777;
+            if mode & rights != rights {
+                let _ = fs::set_permissions(&path, fs::Permissions::from_mode(mode | rights));
+            }
+        }
+        pending.extend(subgroups(&group).unwrap_or_default());
+    }
+}
+
+/// The groups directly below.
+pub(super) fn subgroups(group: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut below = Vec::new();
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            below.push(entry.path());
+        }
+    }
+    Ok(below)
 }
 
 /// The group and every group below, each before its own sub-groups.
 pub(super) fn tree(directory: &Path) -> Vec<PathBuf> {
+    tree_or_denied(directory).0
+}
+
+/// The same, and whether there may be more, for want of permission.
+fn tree_or_denied(directory: &Path) -> (Vec<PathBuf>, bool) {
     let mut groups = vec![directory.to_owned()];
+    let mut denied = false;
     let mut next = 0;
     while let Some(group) = groups.get(next) {
         next += 1;
@@ -197,11 +251,12 @@ pub(super) fn tree(directory: &Path) -> Vec<PathBuf> {
         if fs::metadata(group).is_ok_and(|metadata| metadata.nlink() == 2) {
             continue;
         }
-        let entries = fs::read_dir(group).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        groups.extend(below.map(|entry| entry.path()).collect::<Vec<_>>());
+        match subgroups(group) {
+            Ok(below) => groups.extend(below),
+            Err(error) => denied |= is_denied(&error),
+        }
     }
-    groups
+    (groups, denied)
 }
 
 pub(crate) fn parse_population(events: &str) -> Population {
@@ -242,7 +297,13 @@ impl JobGroup for Group {
     }
 
     fn members(&self) -> Vec<i32> {
-        processes_below(&self.location.directory())
+        let directory = self.location.directory();
+        let mut found = walk(&directory);
+        if found.denied {
+            open_up(&directory);
+            found = walk(&directory);
+        }
+        found.pids
     }
 
     fn contains(&self, pid: i32) -> bool {
@@ -251,8 +312,15 @@ impl JobGroup for Group {
 
     fn kill(&self) -> Result<(), GroupError> {
         self.check_not_ours()?;
-        let hierarchy = Box::new(Unified(self.location.mount.clone()));
-        match Cgroup::load(hierarchy, &self.location.relative).kill() {
+        let kill = || {
+            let hierarchy = Box::new(Unified(self.location.mount.clone()));
+            Cgroup::load(hierarchy, &self.location.relative).kill()
+        };
+        let killed = kill().or_else(|_| {
+            open_up(&self.location.directory());
+            kill()
+        });
+        match killed {
             Ok(()) => Ok(()),
             Err(_) if self.population() == Population::Empty => Ok(()),
             Err(error) => Err(GroupError::Kill { path: self.location.directory(), why: error.to_string() }),
@@ -267,19 +335,15 @@ impl JobGroup for Group {
         let path = self.location.directory();
         match fs::remove_dir(&path) {
             Ok(()) => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // The job made sub-groups of its own.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(FileError::on("remove the group", &path)(error).into()),
         }
-        for group in tree(&path).into_iter().rev() {
-            match fs::remove_dir(&group) {
-                // systemd tidies up a scope that it saw empty.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                done => done.map_err(FileError::on("remove the group", &group))?,
-            }
-        }
-        Ok(())
+        remove_tree(&path).or_else(|_| {
+            open_up(&path);
+            remove_tree(&path)
+        })
     }
 
     fn inode(&self) -> Option<u64> {
@@ -289,6 +353,17 @@ impl JobGroup for Group {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.directory.as_fd(), self.events.as_fd()]
     }
+}
+
+fn remove_tree(directory: &Path) -> Result<(), GroupError> {
+    for group in tree(directory).into_iter().rev() {
+        match fs::remove_dir(&group) {
+            // systemd tidies up a scope that it saw empty.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done.map_err(FileError::on("remove the group", &group))?,
+        }
+    }
+    Ok(())
 }
 
 /// The v2 mount as cgroups-rs sees it: its own detection knows no hybrid machine, and with no subsystem it opens and

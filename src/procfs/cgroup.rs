@@ -25,6 +25,14 @@ impl Proc {
         parse_cgroup_v2(&read(&path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
+    /// The cgroup of a process, or of a thread, in the v1 hierarchy that has this controller; `None` if there is none.
+    ///
+    /// # Errors
+    /// The process is gone or hidden.
+    pub fn cgroup_v1(&self, pid: i32, controller: &str) -> io::Result<Option<PathBuf>> {
+        Ok(parse_cgroup_v1(&read(&self.file(pid, "cgroup"))?, controller))
+    }
+
     /// Our own cgroup in the v1 hierarchy that has this controller; `None` if there is none.
     ///
     /// # Errors

@@ -6,12 +6,14 @@ pub mod escapes;
 pub mod facts;
 pub mod full;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::child::Exit;
 use crate::lock::outsiders::Outsider;
 use crate::lock::{Ahead, Other, Record};
 use crate::supervisor::step::{News, Policy};
+use crate::supervisor::stuck::{Stuck, Why};
 use crate::supervisor::{Ended, Outcome};
 use crate::text;
 
@@ -69,10 +71,52 @@ pub fn news(news: News, living: &[Ended], count: usize, policy: &Policy) -> Stri
         News::Lingering => {
             format!("holding the machine for {processes} that the command left: {who} (^C kills now)")
         }
-        News::Unkillable => format!(
-            "{processes} were killed and do not end: {who}; the machine is held until they do (stuck in the kernel, or not yours to kill, as after sudo?)"
-        ),
     }
+}
+
+/// Who was killed and lives on, what has to happen for them to end, and who can make that happen.
+pub fn stuck(stuck: &[Stuck], count: usize) -> String {
+    let why = |why: &Why| match why {
+        Why::Frozen(group) => format!("frozen by {}", text::path(group)),
+        Why::InKernel => {
+            "in state D: waits in the kernel, for a disk or a file system say, and cannot be interrupted".to_owned()
+        }
+        Why::Not(uid) => format!("runs as {}, and is not yours to kill", text::escape(&crate::user::name(*uid))),
+        Why::State(state) => format!("in state {state}"),
+    };
+    let mut who: Vec<String> = stuck
+        .iter()
+        .map(|process| format!("{} ({}), {}", text::escape(&process.name), process.pid, why(&process.why)))
+        .collect();
+    let more = count.saturating_sub(who.len());
+    if more > 0 {
+        who.push(format!("and {more} more"));
+    }
+    let (were, they, them) =
+        if count == 1 { ("was killed and does", "it does", "it") } else { ("were killed and do", "they do", "them") };
+    let mut groups: Vec<&PathBuf> = stuck
+        .iter()
+        .filter_map(|process| if let Why::Frozen(group) = &process.why { Some(group) } else { None })
+        .collect();
+    groups.sort();
+    groups.dedup();
+    let cures: Vec<String> =
+        groups.iter().map(|group| format!("echo THAWED > {}", text::path(&group.join("freezer.state")))).collect();
+    let cure = if cures.is_empty() { String::new() } else { format!("; to let {them} end: {}", cures.join("; ")) };
+    format!(
+        "{} {were} not end: {}; the machine is held until {they}{cure}",
+        text::count(count, "process"),
+        who.join("; ")
+    )
+}
+
+/// Who keeps a command that ended from being seen to its end.
+pub fn traced(tracer: &Ended) -> String {
+    format!(
+        "the command has ended, but {} ({}), which traces it, has not let it go; the machine is held until it does or ends",
+        text::escape(&tracer.name),
+        tracer.pid
+    )
 }
 
 /// Why the job ended, where it is not the command's own doing.
@@ -87,7 +131,7 @@ pub fn cancelled(by_uid: u32) -> String {
 }
 
 /// Why a job that was to end may still be there.
-pub fn stuck(members: usize) -> String {
+pub fn still_there(members: usize) -> String {
     if members == 0 {
         return "its ticket is held, but not by the process that it names".to_owned();
     }
@@ -207,6 +251,21 @@ mod tests {
             ),
             "{many}"
         );
+    }
+
+    #[test]
+    fn who_does_not_end_is_named_with_what_is_to_be_done() {
+        let process = |pid, why| Stuck { pid, name: "dd\x1b".to_owned(), why };
+        let line = "1 process was killed and does not end: dd\\u{1b} (7), in state D: waits in the kernel, for a disk or a \
+            file system say, and cannot be interrupted; the machine is held until it does";
+        assert_eq!(stuck(&[process(7, Why::InKernel)], 1), line);
+        let frozen = |pid| process(pid, Why::Frozen("/f/a".into()));
+        let line = "4 processes were killed and do not end: dd\\u{1b} (7), frozen by /f/a; dd\\u{1b} (8), frozen by /f/a; \
+            dd\\u{1b} (9), in state R; and 1 more; the machine is held until they do; to let them end: echo THAWED > \
+            /f/a/freezer.state";
+        assert_eq!(stuck(&[frozen(7), frozen(8), process(9, Why::State('R'))], 4), line);
+        let line = stuck(&[process(7, Why::Not(0))], 1);
+        assert!(line.contains(" (7), runs as root, and is not yours to kill; the machine"), "{line}");
     }
 
     #[test]

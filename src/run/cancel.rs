@@ -212,6 +212,6 @@ impl Target<'_> {
 
     fn stays(&self) -> Error {
         let members = self.group().ok().flatten().map(|group| group.members()).unwrap_or_default();
-        Error::Refused(format!("{} does not end: {}", self.what, report::stuck(members.len())))
+        Error::Refused(format!("{} does not end: {}", self.what, report::still_there(members.len())))
     }
 }

@@ -439,7 +439,7 @@ impl Job<'_> {
             Notice::News(news, living, count) => {
                 let line = report::news(news, &living, count, &self.run.settings.policy);
                 // Those that went wrong are said even with --quiet.
-                let wrong = matches!(news, News::TimeLimit | News::Unkillable);
+                let wrong = news == News::TimeLimit;
                 if wrong { say.wrong_now(&line) } else { say.note_now(&line) }
             }
             Notice::Guard(pid, outside) => {
@@ -451,6 +451,8 @@ impl Job<'_> {
                 "warning: the guard was killed and cannot be replaced; if this process is killed too, the next job ends \
                  this one first",
             ),
+            Notice::Traced(tracer) => say.wrong_now(&report::traced(&tracer)),
+            Notice::Stuck(stuck, count) => say.wrong_now(&report::stuck(&stuck, count)),
             Notice::CannotKill(why) => say.wrong_now(&why),
         }
     }

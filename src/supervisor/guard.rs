@@ -23,7 +23,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
 use super::slice;
-use crate::cgroup::{JobGroup, Maker, Population, Usage};
+use super::step::SURVIVES_FOR;
+use crate::cgroup::{JobGroup, Maker, Population, Usage, kill_survivors};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
@@ -251,10 +252,15 @@ pub fn until_empty(group: &dyn JobGroup, kill: bool, limits: Option<Limits<'_>>)
     let longest = Duration::from_secs(1);
     let mut pause = if kill { Duration::from_micros(50) } else { longest };
     let removal = if kill { None } else { group.removal() };
+    let survives_until = Instant::now() + SURVIVES_FOR;
     loop {
         if kill {
             // If the kernel refuses, all that is left is to keep the lock until the members end by themselves.
             let _ = group.kill();
+            if Instant::now() >= survives_until {
+                // A guard has nobody to tell who is left.
+                kill_survivors(group);
+            }
         }
         if group.population() == Population::Empty {
             return true;

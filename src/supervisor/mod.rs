@@ -24,6 +24,7 @@ pub mod command;
 pub mod guard;
 pub mod inherit;
 pub mod launcher;
+mod main_end;
 pub mod placement;
 mod shared;
 pub mod signals;
@@ -31,8 +32,9 @@ mod slice;
 pub mod spawn;
 pub mod step;
 mod stops;
+pub mod stuck;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -41,15 +43,17 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::cgroup::{JobGroup, OpenedMembers, Usage, signal_members};
+use crate::cgroup::{Frozen, JobGroup, OpenedMembers, Usage, kill_survivors, signal_members};
 use crate::child::{self, Exit, WaitedFor};
 use crate::procfs::Proc;
 use crate::step::Step;
 use guard::Guard;
+use main_end::MainEnd;
 use signals::Signals;
 use spawn::Main;
 use step::{Act, Event, Machine, News, Origin, Policy};
 use stops::Stops;
+use stuck::Stuck;
 
 /// How many guards one job may have: more deaths mean that something is wrong, and forking on would not mend it.
 const GUARDS: u32 = 3;
@@ -109,13 +113,17 @@ const NAMED: usize = 5;
 pub enum Notice {
     /// The main process, of this pid, ended. It is not reaped yet: what the kernel knows of it can be read.
     MainEnded(i32),
+    /// The main process ended, and this one, which traces it, does not let us have it.
+    Traced(Ended),
     /// The state machine's news, with members that are still there.
     News(News, Vec<Ended>, usize),
     /// A guard died and another took over: its pid, and whether it is outside of the job's scope.
     Guard(i32, bool),
     /// The guard died and could not be replaced.
     Unguarded,
-    /// The group could not be killed.
+    /// Members that were killed live on: the first few, and how many.
+    Stuck(Vec<Stuck>, usize),
+    /// The group could not be killed. Told once.
     CannotKill(String),
 }
 
@@ -156,8 +164,7 @@ impl Supervisor<'_> {
     /// The kernel refused to let us wait, which it does to nobody; the guard then ends the job.
     pub fn watch(&mut self, main: &Main, policy: Policy) -> io::Result<Outcome> {
         let mut machine = Machine::new(policy);
-        let mut exit = None;
-        let mut wall = Duration::ZERO;
+        let mut end = MainEnd::default();
         let mut waited_for = WaitedFor::default();
         let mut leftovers = Leftover::default();
         let mut guards = 1;
@@ -172,8 +179,7 @@ impl Supervisor<'_> {
             if let Some(stops) = stops.as_mut().filter(|_| machine.runs()) {
                 stops.follow(main, self.group);
             }
-            let main_pidfd = exit.is_none().then_some(main);
-            let ready = self.sleep(main_pidfd, &machine, &looks, stops.as_ref(), main.started)?;
+            let ready = self.sleep(main, &end, &machine, &looks, stops.as_ref())?;
             // Signals before the exit that they caused: a ^C that ended the command must not count as one for us.
             for signal in self.signals.drain() {
                 let event = Event::Signal(signal.signal, self.origin(signal));
@@ -181,15 +187,22 @@ impl Supervisor<'_> {
                     self.feed(&mut machine, main, event, &mut leftovers);
                 }
             }
-            if ready.main && exit.is_none() {
+            if ready.main {
                 stops = None;
                 (self.notice)(Notice::MainEnded(main.pid));
-                let (how, used) = child::wait_for(main.pid)?;
-                exit = Some(how);
-                waited_for += used;
-                wall = main.started.elapsed();
-                Step::MainEnded.reached();
-                self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
+            }
+            if ready.main || end.is_held() {
+                end.try_reap(main)?;
+                if end.exit.is_some() {
+                    Step::MainEnded.reached();
+                }
+                if let Some(tracer) = end.tracer_to_tell(main) {
+                    (self.notice)(Notice::Traced(tracer));
+                }
+                // Where members are told by being our children, it is one until it is reaped.
+                if !machine.main_ended() && (end.exit.is_some() || self.group.changes().is_some()) {
+                    self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
+                }
             }
             if ready.guard && self.guard.as_ref().is_some_and(Guard::was_stopped) {
                 // It has killed the job, and was right to go.
@@ -209,7 +222,8 @@ impl Supervisor<'_> {
                 Event::Time
             };
             self.feed(&mut machine, main, event, &mut leftovers);
-            if let (true, Some(exit)) = (machine.done(), exit) {
+            if let (true, Some(exit), Some(wall)) = (machine.done(), end.exit, end.died) {
+                waited_for += end.used;
                 let leftover_count = leftovers.count();
                 let leftovers = leftovers.named;
                 if !machine.timed_out() && !machine.cut_short() {
@@ -242,24 +256,26 @@ impl Supervisor<'_> {
 
     fn sleep(
         &self,
-        main: Option<&Main>,
+        main: &Main,
+        end: &MainEnd,
         machine: &Machine,
         looks: &Looks,
         stops: Option<&Stops>,
-        start: Instant,
     ) -> io::Result<Ready> {
         let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
-        let main_at = main.map(|main| push(&mut fds, PollFd::new(main.pidfd.as_fd(), PollFlags::POLLIN)));
+        // It stays readable.
+        let lives = end.died.is_none().then_some(main);
+        let main_at = lives.map(|main| push(&mut fds, PollFd::new(main.pidfd.as_fd(), PollFlags::POLLIN)));
         let guard_at = self.guard.as_ref().map(|guard| push(&mut fds, PollFd::new(guard.pidfd(), PollFlags::POLLIN)));
         let stops = stops.filter(|_| machine.runs());
         fds.extend(stops.and_then(Stops::fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        let mut wake_at = machine.wake_at();
+        let mut wake_at = machine.wake_at().into_iter().chain(end.next_try()).min();
         if machine.looks() {
             let notices = self.group.changes().map(|fd| push(&mut fds, PollFd::new(fd, PollFlags::POLLPRI)));
             let next = looks.next(notices.is_some());
             wake_at = wake_at.into_iter().chain(next).min();
         }
-        let wake_at = wake_at.map(|at| start + at);
+        let wake_at = wake_at.map(|at| main.started + at);
         crate::poll::until(&mut fds, wake_at.into_iter().chain(stops.and_then(Stops::due)).min())?;
         let ready = |index: Option<usize>| index.is_some_and(|index| fds[index].any() == Some(true));
         Ok(Ready { main: ready(main_at), guard: ready(guard_at) })
@@ -267,7 +283,8 @@ impl Supervisor<'_> {
 
     fn feed(&mut self, machine: &mut Machine, main: &Main, event: Event, leftovers: &mut Leftover) {
         let main_ended = machine.looks() || event == Event::MainEnded;
-        for act in machine.step(main.started.elapsed(), event) {
+        let mut acts = VecDeque::from(machine.step(main.started.elapsed(), event));
+        while let Some(act) = acts.pop_front() {
             match act {
                 Act::Forward(signal) => {
                     // By pidfd: after the main process was reaped its number may mean somebody else.
@@ -313,10 +330,25 @@ impl Supervisor<'_> {
                         leftovers.add(&self.group.members(), (!main_ended).then_some(main.pid));
                         leftovers.killed = true;
                     }
-                    if let Err(error) = self.group.kill() {
+                    if let Err(error) = self.group.kill()
+                        && !std::mem::replace(&mut leftovers.told_why_not, true)
+                    {
                         (self.notice)(Notice::CannotKill(error.to_string()));
                     }
                     Step::GroupKilled.reached();
+                }
+                Act::KillSurvivors => {
+                    leftovers.frozen = kill_survivors(self.group);
+                    if !leftovers.frozen.is_empty() {
+                        acts.extend(machine.step(main.started.elapsed(), Event::Frozen));
+                    }
+                }
+                Act::TellStuck => {
+                    let (stuck, count) = stuck::look(self.group, &leftovers.frozen);
+                    // Unless the last one ended while we looked.
+                    if count > 0 {
+                        (self.notice)(Notice::Stuck(stuck, count));
+                    }
                 }
                 Act::Tell(news) => {
                     let living = match news {
@@ -402,6 +434,10 @@ struct Leftover {
     opened: OpenedMembers,
     /// Those that got TERM.
     asked: HashSet<i32>,
+    /// Those that are frozen by groups which are not ours to thaw.
+    frozen: Vec<Frozen>,
+    /// It was told why the group cannot be killed.
+    told_why_not: bool,
     /// When they were last sent a signal.
     ended_at: Option<Duration>,
 }

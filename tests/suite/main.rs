@@ -13,6 +13,7 @@ mod fallback;
 mod guard;
 mod harness;
 mod hostile;
+mod hostile_jobs;
 mod in_a_session;
 mod inherit;
 mod junk;

@@ -51,6 +51,7 @@ pub(super) fn process(pid: i32, depth: usize) -> Process {
         start_ticks: 1,
         cpu_ticks: 300,
         ended_children_ticks: 0,
+        threads: 1,
         resident_pages: 9,
         kernel_thread: false,
     };

@@ -128,8 +128,14 @@ impl World {
 
     /// Writes a program.
     pub(crate) fn script(&self, name: &str, text: &str) -> PathBuf {
+        self.executable(name, text.as_bytes())
+    }
+
+    /// The same, of any kind.
+    pub(crate) fn executable(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let _alone = EXECUTABLES.write();
-        let path = self.write(name, text);
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     }

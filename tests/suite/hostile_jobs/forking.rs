@@ -1,0 +1,128 @@
+//! Processes that are many, fork while they are ended, or ended and are never waited for.
+
+use std::time::{Duration, Instant};
+
+use super::{furnished, job_group, of_a_plain_user, watch_end};
+use crate::guard::guard_of;
+use crate::harness::{is_slow, patient};
+use crate::needs;
+
+#[test]
+fn a_fork_bomb_is_ended_within_its_time_limit_and_the_grace() {
+    needs!(V2, Program("gcc"));
+    let (limit, grace) = (patient(Duration::from_millis(500)), patient(Duration::from_millis(300)));
+    let allowed = grace + patient(Duration::from_secs(1));
+    // Whoever else uses this machine may take longer than that to let anybody run.
+    let in_time = (0..3).any(|_| {
+        let world = of_a_plain_user();
+        // The shell ignores TERM, and so does every process that it becomes.
+        let options = format!("perflock --time-limit {} --grace {} sh -c", limit.as_secs_f64(), grace.as_secs_f64());
+        let running = world.cmd(&options).arg("trap '' TERM; exec ./tool bomb 300").spawn();
+        running.wait_stdout("ready\n");
+        let mut limited = Instant::now();
+        watch_end(&world, &job_group(&world), || {
+            running.wait_stderr(" reached: ending the command\n");
+            limited = Instant::now();
+        });
+        let took = limited.elapsed();
+        let done = running.wait().exits(124);
+        // It was one.
+        let killed = done.stderr.split("perflock: killed ").nth(1).unwrap_or_default();
+        let count: usize = killed.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
+        assert!(count > 200 && killed.contains(" after the time limit: tool ("), "{}", done.stderr);
+        world.assert_clean();
+        took < allowed
+    });
+    assert!(in_time, "it took longer than {allowed:?} from the time limit on");
+}
+
+#[test]
+fn processes_that_fork_while_they_are_ended_are_ended() {
+    needs!(V2, Program("gcc"));
+    for options in ["", "--cgroup none"] {
+        for job in ["./tool forkers 4 & sleep 0.1; exit 3", "trap '' TERM; ./tool forkers 4 & sleep 0.1; exit 3"] {
+            let world = furnished();
+            let done = world.cmd(&format!("perflock --grace 0.2 {options} sh -c")).arg(job).run().exits(3);
+            assert!(done.stderr.starts_with("perflock: killed "), "{options} {job}: {}", done.stderr);
+            world.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn the_guard_ends_processes_that_fork_while_they_are_ended() {
+    needs!(V2, Program("gcc"));
+    // A guard finds the members of a job without a group by walking through /proc: what is gone sooner, it misses.
+    for (options, pause) in [("", 0), ("--cgroup none", 2000)] {
+        let world = furnished();
+        let job = world.cmd(&format!("perflock {options} ./tool forkers 4 {pause}")).spawn();
+        job.wait_stdout("ready\n");
+        guard_of(&world);
+        job.signal(libc::SIGKILL);
+        job.wait().dies_of(libc::SIGKILL);
+        world.wait_clean();
+    }
+}
+
+#[test]
+fn thousands_of_processes_are_ended_before_the_lock_is_free() {
+    needs!(V2, Program("gcc"));
+    let world = furnished();
+    // `cargo xtask bench` has 20,000; what holds for these holds for them.
+    let count = if is_slow() { 500 } else { 4000 };
+    for ignored in ["", "trap '' TERM; "] {
+        let job = format!("{ignored}./tool sleepers {count}; until [ -e go ]; do sleep 0.02; done; exit 5");
+        let running = world.cmd("perflock --grace 0.2 sh -c").arg(job).spawn();
+        running.wait_stdout("ready\n");
+        watch_end(&world, &job_group(&world), || drop(world.write("go", "")));
+        running.wait().exits(5).mentions(&format!("perflock: killed {count} leftover processes: tool ("));
+        world.assert_clean();
+        std::fs::remove_file(world.path("go")).unwrap();
+    }
+}
+
+#[test]
+fn hundreds_of_processes_without_a_group_are_ended() {
+    needs!(V2, Program("gcc"));
+    let world = furnished();
+    let done =
+        world.cmd("perflock --grace 0.2 --cgroup none sh -c").arg("trap '' TERM; ./tool sleepers 300; exit 5").run();
+    done.exits(5).mentions("perflock: killed 300 leftover processes: tool (");
+    world.assert_clean();
+}
+
+#[test]
+fn what_nobody_waited_for_is_no_member() {
+    needs!(V2, Program("gcc"));
+    for options in ["", "--cgroup none"] {
+        let world = furnished();
+        // Their parent is a leftover; they are none.
+        let job = "./tool zombies 200 > out & until [ -s out ]; do sleep 0.01; done; exit 3";
+        let done = world.cmd(&format!("perflock {options} sh -c")).arg(job).run().exits(3);
+        assert!(done.stderr.starts_with("perflock: killed 1 leftover process: tool ("), "{}", done.stderr);
+        world.assert_clean();
+        // Their parent is the main process, and they are none when it has ended either.
+        let done = world.cmd(&format!("perflock {options} --time-limit 0.3 ./tool zombies 200")).run().exits(124);
+        assert!(!done.stderr.contains("killed "), "{}", done.stderr);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_process_whose_main_thread_ended_is_a_member() {
+    needs!(V2, Program("gcc"));
+    for options in ["", "--cgroup none"] {
+        let world = furnished();
+        let job = "trap '' TERM; ./tool headless > out & echo $! > pid; until [ -s out ]; do sleep 0.01; done; exit 3";
+        let done = world.cmd(&format!("perflock --grace 0.2 {options} sh -c")).arg(job).run().exits(3);
+        assert!(done.stderr.starts_with("perflock: killed 1 leftover process: tool ("), "{options}: {}", done.stderr);
+        world.assert_clean();
+        // Also for the guard.
+        let job = world.cmd(&format!("perflock {options} ./tool headless")).spawn();
+        job.wait_stdout("ready\n");
+        guard_of(&world);
+        job.signal(libc::SIGKILL);
+        job.wait().dies_of(libc::SIGKILL);
+        world.wait_clean();
+    }
+}
