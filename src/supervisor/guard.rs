@@ -22,7 +22,6 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
-use super::slice;
 use super::step::SURVIVES_FOR;
 use crate::cgroup::{JobGroup, Maker, Population, Usage, kill_survivors};
 use crate::child;
@@ -148,7 +147,6 @@ pub(super) fn serve(
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
     kept.extend(born.map(AsRawFd::as_raw_fd));
     leave_everything_else(kept, NAME);
-    slice::shorten();
     if watch(supervisor, term.as_ref()) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));

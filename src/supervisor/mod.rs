@@ -28,7 +28,6 @@ mod main_end;
 pub mod placement;
 mod shared;
 pub mod signals;
-mod slice;
 pub mod spawn;
 pub mod step;
 mod stops;
@@ -171,8 +170,6 @@ impl Supervisor<'_> {
         let mut stopped = None;
         let mut looks = Looks::default();
         let mut stops = Some(Stops::hold(self.nested)?);
-        // The command has been made, with turns as long as anybody's.
-        slice::shorten();
         Step::Running.reached();
         loop {
             // Before the first sleep as well: it may have stopped already. What ends the job must not stop on the way.
