@@ -79,7 +79,7 @@ impl Job<'_> {
             }
             self.run.account.supervisor_lost(usage);
         };
-        let charge = Charge { keep: &shared, after: &after };
+        let charge = Charge { keep: &shared, after: &after, overdue: self.run.settings.policy.overdue() };
         let result = self.in_a_place(detected, mountinfo, charge);
         if result.is_err() {
             // The error is what there is to say.

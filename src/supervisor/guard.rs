@@ -28,6 +28,7 @@ use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
 use crate::poll::Limits;
+use crate::procfs::Proc;
 use crate::step::Step;
 
 /// The process's name, as ps(1) and top(1) show it.
@@ -72,6 +73,8 @@ pub struct Charge<'a> {
     /// Called when the supervisor is dead and the group is empty and removed, with what it used: lets the lock go, and the
     /// ticket.
     pub after: &'a dyn Fn(Usage),
+    /// See [`Policy::overdue`](super::step::Policy::overdue).
+    pub overdue: Option<Duration>,
 }
 
 impl Guard {
@@ -147,7 +150,9 @@ pub(super) fn serve(
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
     kept.extend(born.map(AsRawFd::as_raw_fd));
     leave_everything_else(kept, NAME);
-    if watch(supervisor, term.as_ref()) == End::Stopped {
+    let at = charge.overdue.and_then(|overdue| Instant::now().checked_add(overdue));
+    let overdue = at.map(|at| Overdue { group, at, pause: LOOKS.0 });
+    if watch(supervisor, term.as_ref(), overdue) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
         until_empty(group, true, None);
@@ -206,13 +211,48 @@ enum End {
     Stopped,
 }
 
-fn watch(supervisor: BorrowedFd<'_>, term: Option<&SignalFd>) -> End {
+/// A job whose supervisor should have killed it by some time. Among the processes of a fork bomb that wants every processor,
+/// the supervisor is one of thousands; the guard is in a session of its own, which the scheduler sees to on its own (sched(7),
+/// autogroups).
+struct Overdue<'a> {
+    group: &'a dyn JobGroup,
+    at: Instant,
+    pause: Duration,
+}
+
+/// The first and the longest pause between two looks at a job that is overdue.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+impl Overdue<'_> {
+    /// Kills the job if its supervisor lacks nothing but a processor for that. One that sleeps has done it, or gives the
+    /// members time that a stop of its own had taken; one that is stopped is somebody's will. `None`: all is done.
+    fn look(mut self) -> Option<Self> {
+        if self.at > Instant::now() {
+            return Some(self);
+        }
+        let supervisor = Proc::default().stat(rustix::process::getppid()?.as_raw_pid()).ok()?;
+        match supervisor.state {
+            _ if self.group.population() == Population::Empty => return None,
+            // What cannot be killed now is killed when we look again.
+            'R' | 'D' => drop(self.group.kill()),
+            'S' => {}
+            _ => return None,
+        }
+        self.at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LOOKS.1);
+        Some(self)
+    }
+}
+
+fn watch(supervisor: BorrowedFd<'_>, term: Option<&SignalFd>, mut overdue: Option<Overdue<'_>>) -> End {
     loop {
         let mut fds = vec![PollFd::new(supervisor, PollFlags::POLLIN)];
         fds.extend(term.map(|term| PollFd::new(term.as_fd(), PollFlags::POLLIN)));
-        if crate::poll::until(&mut fds, None).is_ok() && fds[0].any() == Some(true) {
+        let look_at = overdue.as_ref().map(|overdue| overdue.at);
+        if crate::poll::until(&mut fds, look_at).is_ok() && fds[0].any() == Some(true) {
             return End::Alone;
         }
+        overdue = overdue.and_then(Overdue::look);
         while let Some(Ok(Some(signal))) = term.map(SignalFd::read_signal) {
             // `pkill perflock` and `kill -1` mean the supervisor, which passes it on: the job may have things to save.
             if is_systemd(i32::try_from(signal.ssi_pid).unwrap_or(0)) {

@@ -62,6 +62,16 @@ pub struct Policy {
     pub time_limit: Option<Duration>,
 }
 
+/// What a supervisor that has the time needs to kill a group, and more.
+const LATE: Duration = Duration::from_millis(300);
+
+impl Policy {
+    /// How long after its start a job has been killed at the latest, if its supervisor found a processor to do it on.
+    pub fn overdue(&self) -> Option<Duration> {
+        self.time_limit.map(|limit| limit.saturating_add(self.grace).saturating_add(LATE))
+    }
+}
+
 /// Where a signal came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -215,6 +225,11 @@ impl Machine {
             Event::Signal(signal, origin) => self.on_signal(now, signal, origin, &mut acts),
             Event::MainEnded => {
                 self.main_ended = true;
+                if self.phase == Phase::Running && self.policy.overdue().is_some_and(|overdue| now >= overdue) {
+                    // The guard has ended it for us, or nothing did: it is no job that ended in time.
+                    self.timed_out = true;
+                    acts.push(Act::Tell(News::TimeLimit));
+                }
                 if self.phase == Phase::Running {
                     self.phase = Phase::Settling { until: now + SETTLE, prepared: false };
                 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::harness::{
-    ALICE, BOB, Running, World, alive, kill_pair, me, pid_in, scope_backend, signal, state_of, wait_until,
+    ALICE, BOB, Running, V1Group, World, alive, kill_pair, me, pid_in, scope_backend, signal, state_of, wait_until,
 };
 use crate::needs;
 use crate::release::{DAEMON, START_DAEMON};
@@ -297,4 +297,46 @@ fn a_waiter_that_is_killed_leaves_nothing_in_the_way() {
     // A dead waiter's ticket goes with the next that joins, at the latest.
     world.cmd("perflock true").run().exits(0);
     world.assert_clean();
+}
+
+#[test]
+fn a_supervisor_that_gets_no_processor_does_not_put_off_the_end_of_the_limit() {
+    needs!(Root, V2, OwnGroup, V1("freezer"));
+    let Some(freezer) = V1Group::new("freezer") else { return };
+    let world = World::new();
+    let running = stubborn(&world, "--time-limit 300ms --grace 100ms");
+    let [child, daemon] = members(&world);
+    // It wants to run and cannot, as among thousands that want to: nothing else is in that group.
+    freezer.set("tasks", &running.pid().to_string());
+    freezer.set("freezer.state", "FROZEN");
+    wait_until("the job is killed", || !alive(child) && !alive(daemon));
+    assert!(!world.lock_is_free());
+    freezer.set("freezer.state", "THAWED");
+    running.wait().exits(124).says("perflock: time limit of 300ms reached: ending the command\n");
+    world.assert_clean();
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_is_not_overtaken_by_its_guard() {
+    needs!(V2);
+    let world = World::new();
+    let script = "trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+    let running = world.cmd("perflock --time-limit 300ms --grace 100ms sh -c").arg(script).spawn();
+    running.wait_stdout("ready\n");
+    let guard = guard_of(&world);
+    let sleeps = || voluntary_switches(guard);
+    let before = sleeps();
+    running.signal(libc::SIGSTOP);
+    wait_until("the guard has looked", || sleeps() > before);
+    assert_eq!(running.stdout(), "ready\n");
+    running.signal(libc::SIGCONT);
+    running.wait().exits(124).prints("ready\nterm\n");
+    world.assert_clean();
+}
+
+/// How often the process went to sleep.
+fn voluntary_switches(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+    line.trim().parse().unwrap()
 }
