@@ -50,7 +50,7 @@ fn freezes(world: &World, options: &str, group: &Path) -> Running {
     }
     let group = group.display();
     let job = format!(
-        "sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > {group}/cgroup.procs && {{ echo FROZEN > {group}/freezer.state; }} 2>/dev/null; echo $! > pid; \
+        "sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > {group}/cgroup.procs && echo FROZEN > {group}/freezer.state; echo $! > pid; \
          until grep -q FROZEN {group}/freezer.state; do sleep 0.01; done; echo $! > frozen; \
          until [ -e go ]; do sleep 0.01; done; exit 3"
     );
@@ -143,10 +143,7 @@ fn frozen_with_another<'a>(world: &World, options: &str, group: &'a Path) -> (Ru
     fs::write(group.join("cgroup.procs"), other.pid().to_string()).unwrap();
     let running = freezes(world, options, group);
     let thaws = Thaws(group);
-    let pid = pid_in(&world.path("pid"));
-    // Whoever may.
-    set(group, "FROZEN");
-    wait_until("it is frozen", || is_frozen(group) && state_of(pid) == 'D');
+    let pid = pid_in(&world.path("frozen"));
     world.write("go", "");
     (running, other, pid, thaws)
 }
@@ -157,8 +154,10 @@ fn what_is_frozen_with_others_is_named_and_waited_for() {
     for options in ["", "--cgroup none"] {
         let world = of_a_plain_user();
         let freezer = freezer(&world);
-        let (running, other, pid, _thaws) = frozen_with_another(&world, options, freezer.path());
-        let path = freezer.path().display();
+        // The user may thaw it, but perflock must not.
+        let group = below(&world, freezer.path());
+        let (running, other, pid, _thaws) = frozen_with_another(&world, options, &group);
+        let path = group.display();
         running.wait_stderr(&format!(
             "perflock: 1 process was killed and does not end: sleep ({pid}), frozen by {path}; the machine is held until it \
              does; to let it end: echo THAWED > {path}/freezer.state\n"
@@ -169,10 +168,10 @@ fn what_is_frozen_with_others_is_named_and_waited_for() {
             std::thread::sleep(std::time::Duration::from_secs(1));
             switches(running.pid()) - before.0 <= 6 && ticks(running.pid()) - before.1 <= 3
         });
-        assert!(is_frozen(freezer.path()) && !world.lock_is_free());
+        assert!(is_frozen(&group) && !world.lock_is_free());
         assert_eq!(state_of(other.pid()), 'D');
         assert_eq!(running.stderr().lines().count(), 1, "{}", running.stderr());
-        set(freezer.path(), "THAWED");
+        set(&group, "THAWED");
         running.wait().exits(3);
         assert!(alive(other.pid()) && !alive(pid));
         other.signal(libc::SIGKILL);
