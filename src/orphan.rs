@@ -7,7 +7,8 @@ use std::path::Component;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::cgroup::{Backend, GroupError, JobGroup, Population, cpuset, detect, subreaper, v2};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::{Backend, GroupError, JobGroup, Population, detect, subreaper, v1, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
 use crate::procfs::Proc;
@@ -61,7 +62,7 @@ pub fn remove(group: Option<&dyn JobGroup>, seen: &Seen, record: &Record, mounti
         let _ = group.remove();
     }
     if let Some(path) = &record.cpuset {
-        cpuset::remove_named(path, &seen.id(record).group_name(), seen.uid, mountinfo);
+        v1::remove_named(path, Controller::Cpuset, &seen.id(record).group_name(), seen.uid, mountinfo);
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::pinning::{self, Pinning};
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
+use crate::cgroup::controller::{self, Controller};
 use crate::cgroup::cpuset::{self, Way};
 use crate::cgroup::scope;
 use crate::cgroup::systemd::{Manager, Missing, NoAnswer, Restriction};
 use crate::cgroup::v2::Location;
-use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
+use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v1, v2};
 use crate::error::FileError;
 use crate::helper::{Begun, Interrupt};
 use crate::lock::{Change, Hold};
@@ -50,7 +51,7 @@ struct Kept {
     /// `None`: nowhere in particular.
     way: Option<Way>,
     /// Its group in the v1 hierarchy.
-    cpuset: Option<cpuset::V1>,
+    cpuset: Option<v1::Group>,
 }
 
 /// A job that was seen to its end.
@@ -146,7 +147,7 @@ impl Job<'_> {
     /// since others have its processors exclusively say, leaves the job its affinity, unless that is too weak.
     fn keep(&self, way: Option<Way>) -> Result<Kept, Error> {
         let (Some(Way::V1(_)), Some(pinning)) = (&way, self.pinning) else { return Ok(Kept { way, cpuset: None }) };
-        match pinning.v1.clone().map(|location| cpuset::V1::create(location, &pinning.pin)).transpose() {
+        match pinning.v1.clone().map(|location| cpuset::create_v1(location, &pinning.pin)).transpose() {
             Ok(cpuset) => Ok(Kept { way, cpuset }),
             Err(error) => {
                 let way = pinning.weaker(error)?;
@@ -158,7 +159,7 @@ impl Job<'_> {
 
     /// Restricts the job's own group, below the root of the v2 hierarchy.
     fn restrict(&self, pinning: &Pinning<'_>, root: &Location, group: &v2::Group) -> Result<Option<Partition>, Error> {
-        cpuset::enable_below(&root.directory())?;
+        controller::enable_below(&root.directory(), Controller::Cpuset)?;
         let directory = group.location().directory();
         cpuset::restrict(&directory, &pinning.pin)?;
         self.isolate(pinning, &directory)
@@ -196,14 +197,15 @@ impl Job<'_> {
             (Some(pinning), Some(way)) => pinning.placement(way)?,
             _ => Placement::default(),
         };
-        let tasks = kept.cpuset.as_ref().map(cpuset::V1::tasks);
+        let tasks = kept.cpuset.as_ref().map(v1::Group::tasks);
         let placement = Placement { tasks, ..placement };
         Ok(Start { inherited: &self.run.inherited, variables: self.variables, placement })
     }
 
     /// Removes the job's group in the v1 cpuset hierarchy, where it may have one.
     fn remove_cpuset(&self) -> Result<(), FileError> {
-        self.pinning.and_then(|pinning| pinning.v1.as_ref()).map_or(Ok(()), cpuset::remove_v1)
+        let group = self.pinning.and_then(|pinning| pinning.v1.as_ref());
+        group.map_or(Ok(()), |location| v1::remove(location, Controller::Cpuset))
     }
 
     /// In a group into which we make guard and command ourselves.
