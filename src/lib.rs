@@ -90,6 +90,7 @@ mod fork;
 pub mod fuzz;
 mod helper;
 pub mod job;
+pub mod limit;
 pub mod lock;
 pub mod machine;
 mod mask;
