@@ -56,13 +56,15 @@ fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
     plain && detect::locate(mountinfo, path).is_err()
 }
 
-/// Removes what an empty group leaves: itself, and the job's group in the v1 cpuset hierarchy.
+/// Removes what an empty group leaves: itself, and the job's groups in v1 hierarchies.
 pub fn remove(group: Option<&dyn JobGroup>, seen: &Seen, record: &Record, mountinfo: &str) {
     if let Some(group) = group {
         let _ = group.remove();
     }
-    if let Some(path) = &record.cpuset {
-        v1::remove_named(path, Controller::Cpuset, &seen.id(record).group_name(), seen.uid, mountinfo);
+    let named =
+        [(Controller::Cpuset, &record.cpuset), (Controller::Memory, &record.memory), (Controller::Pids, &record.pids)];
+    for (controller, path) in named.into_iter().filter_map(|(controller, path)| Some((controller, path.as_ref()?))) {
+        v1::remove_named(path, controller, &seen.id(record).group_name(), seen.uid, mountinfo);
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) mod bus;
 pub mod controller;
 pub mod cpuset;
 pub mod detect;
+pub mod limits;
 pub mod scope;
 pub mod subreaper;
 pub mod systemd;

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 
 use super::Error;
+use super::limiting::Limiting;
 use crate::cgroup::controller::{self, Controller, V1Offer};
 use crate::cgroup::{self, Detected};
 use crate::lock::Record;
@@ -18,7 +19,7 @@ pub(super) struct Here {
     pub(super) boot: String,
     pub(super) pid_namespace: u64,
     pub(super) cgroup_namespace: u64,
-    /// By controller; asked for by jobs alone that need it.
+    /// By controller; asked for by jobs alone that are pinned or limited.
     v1_offers: [OnceCell<V1Offer>; 3],
 }
 
@@ -28,6 +29,8 @@ pub(super) struct Prepared<'a> {
     pub(super) command: &'a Command,
     /// Where it is to run, if that was asked for.
     pub(super) plan: Option<&'a Plan>,
+    /// What it may have at most, if it is limited.
+    pub(super) limiting: Option<&'a Limiting<'a>>,
     pub(super) here: &'a Here,
     pub(super) signals: &'a Signals,
 }
