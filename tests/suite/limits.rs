@@ -39,6 +39,9 @@ impl Yard {
 
     fn around(world: World) -> Self {
         let [memory, pids] = ["memory", "pids"].map(|name| V1Group::new(name).expect("this test needs V1"));
+        // What a broken perflock does not limit must not take the machine that the tests are run on.
+        memory.set("memory.limit_in_bytes", "1G");
+        pids.set("pids.max", "1000");
         Self { world, memory, pids }
     }
 
@@ -533,6 +536,7 @@ fn in_a_scope_the_command_joins_its_groups_from_the_gate() {
     needs!(Root, V2, Manager, V1("memory"), V1("pids"));
     let machine = Machine::new();
     let [memory, pids] = ["memory", "pids"].map(|name| V1Group::new(name).unwrap());
+    memory.set("memory.limit_in_bytes", "1G");
     memory.give(machine.uid());
     pids.give(machine.uid());
     // What covers the machine's hierarchies there does not cover these.
