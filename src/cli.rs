@@ -10,6 +10,7 @@ use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use crate::cgroup::Choice;
 use crate::escape;
 use crate::job::Mode;
+use crate::limit::Bound;
 use crate::pin::{self, Words};
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
@@ -68,6 +69,12 @@ pub struct RunArgs {
     /// How it is kept there: the best there is, by a cpuset or fail, or by affinity, which it can change [default: auto]
     #[arg(long, value_name = "auto|hard|soft", value_parser = pin::Choice::parse)]
     pub pin: Option<pin::Choice>,
+    /// The most memory that the job may have, swap included: 512M, 2G, 1.5GiB; at its limit the kernel kills a process of it
+    #[arg(long, value_name = "SIZE|none", value_parser = Bound::memory, allow_hyphen_values = true)]
+    pub memory: Option<Bound>,
+    /// The most processes and threads that the job may have at a time; at its limit forks fail in it
+    #[arg(long, value_name = "N|none", value_parser = Bound::processes, allow_hyphen_values = true)]
+    pub pids: Option<Bound>,
     /// Afterwards tell all that is known of the run, on stderr
     #[arg(long)]
     pub report: bool,

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use crate::cgroup::Choice;
 use crate::error::FileError;
 use crate::escape;
+use crate::limit::Bound;
 use crate::pin;
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
@@ -18,8 +19,19 @@ use crate::text::parse_duration;
 pub const SYSTEM_FILE: &str = "/etc/perflock.toml";
 
 /// Every key, as in `config/perflock.toml`.
-pub const KEYS: [&str; 9] =
-    ["lock", "wait", "conflict-exit-code", "grace", "leftovers", "time-limit", "cgroup", "escapes", "pin"];
+pub const KEYS: [&str; 11] = [
+    "lock",
+    "wait",
+    "conflict-exit-code",
+    "grace",
+    "leftovers",
+    "time-limit",
+    "cgroup",
+    "escapes",
+    "pin",
+    "memory",
+    "pids",
+];
 
 /// What configuration files set; `None` where they do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +54,10 @@ pub struct Config {
     pub escapes: Option<escape::Choice>,
     /// How strong pins have to be.
     pub pin: Option<pin::Choice>,
+    /// A job's memory.
+    pub memory: Option<u64>,
+    /// A job's processes.
+    pub pids: Option<u64>,
 }
 
 /// Why a configuration cannot be used. Nothing is run with half of one.
@@ -126,6 +142,8 @@ impl Config {
             "cgroup" => self.cgroup = Some(Choice::parse(string(value)?)?),
             "escapes" => self.escapes = Some(escape::Choice::parse(string(value)?)?),
             "pin" => self.pin = Some(pin::Choice::parse(string(value)?)?),
+            "memory" => self.memory = Bound::memory(number_or_string(value)?)?.0,
+            "pids" => self.pids = Bound::processes(number_or_string(value)?)?.0,
             _ => {}
         }
         Ok(())
@@ -141,6 +159,13 @@ fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
         DeValue::Integer(number) => parse_duration(number.as_str()),
         DeValue::Float(number) => parse_duration(number.as_str()),
         _ => parse_duration(string(value)?),
+    }
+}
+
+fn number_or_string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    match value {
+        DeValue::Integer(number) => Ok(number.as_str()),
+        _ => string(value),
     }
 }
 
@@ -181,7 +206,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "lock = '/x'\nwait = 5\nconflict-exit-code = 9\ngrace = '1.5s'\nleftovers = 'wait'\n\
-            time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\n";
+            time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\nmemory = '1.5GiB'\npids = 200\n";
         let config = Config {
             lock: Some("/x".into()),
             wait: Some(Duration::from_secs(5)),
@@ -192,6 +217,8 @@ mod tests {
             cgroup: Some(Choice::Required),
             escapes: Some(escape::Choice::Ignore),
             pin: Some(pin::Choice::Hard),
+            memory: Some(3 << 29),
+            pids: Some(200),
         };
         assert_eq!(read(text), Ok((config, vec![])));
     }
@@ -214,6 +241,16 @@ mod tests {
         assert_eq!(config.escapes.unwrap(), defaults.escapes);
         assert_eq!(config.pin.unwrap(), pin::Choice::Auto);
         assert_eq!((config.wait, config.time_limit), (None, None));
+        assert_eq!((config.memory, config.pids), (None, None));
+    }
+
+    #[test]
+    fn a_later_file_lifts_a_limit() {
+        let (mut config, mut warnings) = (Config::default(), Vec::new());
+        for text in ["memory = '1G'\npids = '100'\n", "memory = 'none'\npids = 'none'\n"] {
+            config.apply(Path::new("f.toml"), text, &mut warnings).unwrap();
+        }
+        assert_eq!((config, warnings), (Config::default(), vec![]));
     }
 
     #[test]
@@ -239,6 +276,9 @@ mod tests {
         assert!(error("leftovers = 'keep'").starts_with("f.toml:1: leftovers: "));
         assert!(error("conflict-exit-code = 256").contains("from 0 to 255"));
         assert!(error("lock = 'x'").contains("absolute"));
+        assert_eq!(error("memory = 1000"), "f.toml:1: memory: no program starts with less than 1M of memory");
+        assert_eq!(error("memory = 1.5"), "f.toml:1: memory: a string is expected, not float");
+        assert_eq!(error("pids = 0"), "f.toml:1: pids: a job has at least one process");
         assert!(error("a = 1\ngrace = = 3").starts_with("f.toml:2: "));
     }
 
@@ -275,8 +315,10 @@ mod tests {
                         config.pin.is_some(),
                         config.wait.is_some(),
                         config.time_limit.is_some(),
+                        config.memory.is_some(),
+                        config.pids.is_some(),
                     ];
-                    let none = matches!(key, "wait" | "time-limit") && value == "'none'";
+                    let none = matches!(key, "wait" | "time-limit" | "memory" | "pids") && value == "'none'";
                     prop_assert_eq!(set.iter().filter(|&&is_set| is_set).count(), usize::from(!none));
                     prop_assert!(config.lock.is_none_or(|lock| lock.is_absolute()));
                 }

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::cgroup::{GroupError, Population, bus, cpuset, detect, systemd, usage, v1, v2};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::{GroupError, Population, bus, detect, systemd, usage, v1, v2};
 use crate::config::Config;
 use crate::job::JobId;
 use crate::lock::record::{self, Joined, Record};
@@ -118,8 +119,8 @@ pub fn mountinfo(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (mounts, path) = text.split_once("\n\n").unwrap_or((&text, "/a/perflock-1"));
     // Nobody's group of this name is there, wherever that would be.
-    cpuset::remove_named(Path::new(path), "perflock-1", u32::MAX, mounts);
-    if let Some(found) = v1::locate(mounts, "cpuset", Path::new(path)) {
+    v1::remove_named(Path::new(path), Controller::Cpuset, "perflock-1", u32::MAX, mounts);
+    if let Some(found) = v1::locate(mounts, Path::new(path), Controller::Cpuset) {
         assert!(found.is_plain() && found.directory().starts_with(&found.mount));
     }
     if let Ok(found) = detect::locate(mounts, Path::new(path)) {

@@ -36,6 +36,9 @@
 //! group in the v1 cpuset hierarchy is named in the ticket before it is made, like the job's group, and the command joins it
 //! between birth and exec; in a scope, the cpuset is checked while the command stands at the gate.
 //!
+//! *Limited jobs* ([`limit`]) are so by their own group in v2, before the command executes, or by groups in the v1 hierarchies of
+//! memory and pids, which are named, made, joined and removed as a cpuset is. Supervisor and guard are in neither.
+//!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → escapes looked for ([`escape`]) → printing. In a scope the guard is told after the group is
 //! removed: systemd tidies up when the last process is gone (so a guard that systemd stops stays a moment too). The unlock
@@ -67,6 +70,8 @@
 //! - Jobs that ask for nothing may run on cores that others have to themselves: only `--isolated` keeps them off. Jobs inside
 //!   one job have no tickets, and so no cores of their own among each other.
 //! - That a soft pin was left is seen of the main process alone, when it ends. What its children did, nobody sees.
+//! - A limit of memory is blamed for what the kernel killed where the job had come to it; if the machine ran out at the same time,
+//!   it may have been that. What a job's own sub-groups in v1 counted is not in its counters.
 //! - Who is first in the line for cores looks once a second where another user's orphan has some too, or more than 256 jobs do:
 //!   not all of their ends can be slept on. Cores of an orphan whose members only its owner sees are given away, with a warning.
 //! - Between the death of both supervisor and guard and the next perflock, a plain flock(1) user gets the lock file
@@ -100,6 +105,7 @@ mod fork;
 pub mod fuzz;
 mod helper;
 pub mod job;
+pub mod limit;
 pub mod lock;
 pub mod machine;
 mod mask;

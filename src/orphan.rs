@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::cgroup::{self, Backend, GroupError, JobGroup, Population, cpuset, detect, subreaper, v2};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::{self, Backend, GroupError, JobGroup, Population, detect, subreaper, v1, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
 use crate::procfs::Proc;
@@ -58,13 +59,15 @@ fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
     plain && detect::locate(mountinfo, path).is_err()
 }
 
-/// Removes what an empty group leaves: itself, and the job's group in the v1 cpuset hierarchy.
+/// Removes what an empty group leaves: itself, and the job's groups in v1 hierarchies.
 pub fn remove(group: Option<&dyn JobGroup>, seen: &Seen, record: &Record, mountinfo: &str) {
     if let Some(group) = group {
         let _ = group.remove();
     }
-    if let Some(path) = &record.cpuset {
-        cpuset::remove_named(path, &seen.id(record).group_name(), seen.uid, mountinfo);
+    let named =
+        [(Controller::Cpuset, &record.cpuset), (Controller::Memory, &record.memory), (Controller::Pids, &record.pids)];
+    for (controller, path) in named.into_iter().filter_map(|(controller, path)| Some((controller, path.as_ref()?))) {
+        v1::remove_named(path, controller, &seen.id(record).group_name(), seen.uid, mountinfo);
     }
 }
 

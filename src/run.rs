@@ -9,6 +9,7 @@ mod account;
 mod cancel;
 mod here;
 mod job;
+mod limiting;
 mod pinning;
 mod wait;
 
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::cpuset::CpusetError;
+use crate::cgroup::limits::LimitError;
 use crate::cgroup::{self, Backend, Choice, Detected, GroupError, Place, Refusal};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
@@ -40,6 +42,7 @@ use crate::text;
 use account::Account;
 use here::{Here, Prepared, no_group, weaker};
 use job::{Finished, Job};
+use limiting::Limiting;
 use pinning::{CPUS_VARIABLE, Keeper, Pinning};
 use wait::{Unstarted, fatal};
 
@@ -75,6 +78,10 @@ enum Error {
     Pin(#[from] PinError),
     #[error(transparent)]
     Cpuset(#[from] CpusetError),
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    #[error("out of memory: {name} cannot be started within the job's limit of {limit} (--memory)")]
+    TooLittleMemory { name: String, limit: String },
     #[error("{0}")]
     NotSetUp(String),
     #[error("{0}")]
@@ -96,7 +103,7 @@ impl Error {
             Self::Command(CommandError::NotFound { .. }) => exit::NOT_FOUND,
             Self::Command(CommandError::NotExecutable { .. }) => exit::NOT_EXECUTABLE,
             Self::Spawn(SpawnError::Exec { source, .. }) if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
-            Self::Spawn(SpawnError::Exec { .. }) => exit::NOT_EXECUTABLE,
+            Self::Spawn(SpawnError::Exec { .. }) | Self::TooLittleMemory { .. } => exit::NOT_EXECUTABLE,
             _ => exit::OURS,
         }
     }
@@ -212,7 +219,8 @@ impl Run {
                 }
                 error => error.to_string(),
             };
-            self.did_not_run(Reason::Failed, Some(error));
+            let out_of_memory = matches!(&result, Err(Error::TooLittleMemory { .. }));
+            self.did_not_run(if out_of_memory { Reason::OutOfMemory } else { Reason::Failed }, Some(error));
         }
         result
     }
@@ -236,7 +244,9 @@ impl Run {
             self.settings.pin.as_ref().map(|asked| Plan::new(asked, Path::new("/"), outer.is_some())).transpose()?;
         // Of children: the command stops, and orphans may come home to us.
         let signals = Signals::install(&self.inherited, true).map_err(Error::system("install signal handlers"))?;
-        let prepared = Prepared { command: &command, plan: plan.as_ref(), here: &here, signals: &signals };
+        let limiting = Limiting::new(&self.settings.limits, &here, outer.is_some());
+        let (plan, limiting) = (plan.as_ref(), limiting.as_ref());
+        let prepared = Prepared { command: &command, plan, limiting, here: &here, signals: &signals };
         match outer {
             Some(outer) => self.run_nested(prepared, &mut detected, &outer),
             None => self.run_queued(prepared, args, &mut detected, lock),
@@ -304,7 +314,7 @@ impl Run {
 
     /// A job inside another job of the same lock: it runs at once, if the outer job's mode covers it.
     fn run_nested(&self, prepared: Prepared<'_>, detected: &mut Detected, outer: &Outer) -> Result<Ending, Error> {
-        let Prepared { command, plan, here, signals } = prepared;
+        let Prepared { command, plan, limiting, here, signals } = prepared;
         let mode = self.settings.mode;
         if !outer.mode.covers(mode) {
             let command = text::command_line(&outer.command);
@@ -322,6 +332,7 @@ impl Run {
             let why = "it would be outside of the job that this is a part of".to_owned();
             detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
         }
+        self.limits_for(limiting, detected)?;
         let keeper = plan.map(|plan| Keeper { plan, here, nested: true });
         if let Some(keeper) = keeper {
             self.places_for(keeper, detected)?;
@@ -336,7 +347,7 @@ impl Run {
         let result = pinning.and_then(|pinning| {
             let variables = variables(outer.id, outer.mode, pinning.as_ref());
             let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
-            Job { run: self, command, signals, hold: None, told: false, name, variables, pinning }
+            Job { run: self, command, signals, hold: None, told: false, name, variables, pinning, limiting }
                 .run(detected, &here.mountinfo)
         });
         self.finish(result, None, Duration::ZERO)
@@ -349,7 +360,8 @@ impl Run {
         detected: &mut Detected,
         lock: Lock,
     ) -> Result<Ending, Error> {
-        let Prepared { plan, here, signals, .. } = prepared;
+        let Prepared { plan, limiting, here, signals, .. } = prepared;
+        self.limits_for(limiting, detected)?;
         plan.map_or(Ok(()), |plan| self.places_for(Keeper { plan, here, nested: false }, detected))?;
         let started = Instant::now();
         let argv: Vec<String> = args.command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
@@ -412,7 +424,7 @@ impl Run {
         hold: &Hold,
         told: bool,
     ) -> Result<Finished, Error> {
-        let Prepared { command, plan, here, signals } = prepared;
+        let Prepared { command, plan, limiting, here, signals } = prepared;
         let id = hold.ticket().id;
         let name = id.group_name();
         let keeper = plan.map(|plan| Keeper { plan, here, nested: false });
@@ -420,7 +432,7 @@ impl Run {
         let pinning = keeper.map(|keeper| Pinning::new(keeper, pin(keeper), &name, told)).transpose()?;
         let variables = variables(id, self.settings.mode, pinning.as_ref());
         let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
-        Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning }
+        Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning, limiting }
             .run(detected, &here.mountinfo)
     }
 

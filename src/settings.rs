@@ -9,6 +9,7 @@ use crate::cli::RunArgs;
 use crate::config::{Config, ConfigError, SYSTEM_FILE};
 use crate::escape;
 use crate::job::Mode;
+use crate::limit::{Bound, Kind, Limit};
 use crate::pin;
 use crate::supervisor::step::{Leftovers, Policy};
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub escapes: escape::Choice,
     /// Where the job is to run.
     pub pin: Option<pin::Request>,
+    /// What the job may have at most.
+    pub limits: Vec<Limit>,
     /// How much is said.
     pub verbosity: Verbosity,
     /// The full report is printed.
@@ -73,6 +76,7 @@ impl Default for Settings {
             cgroup: cgroup::Choice::Auto,
             escapes: escape::Choice::Warn,
             pin: None,
+            limits: Vec::new(),
             verbosity: Verbosity::Normal,
             report: false,
             report_file: None,
@@ -116,6 +120,7 @@ impl Settings {
             cgroup: args.cgroup.or(config.cgroup).unwrap_or(default.cgroup),
             escapes: args.escapes.or(config.escapes).unwrap_or(default.escapes),
             pin: pin_request(args, &config),
+            limits: limits(args, &config),
             verbosity,
             report: args.report,
             report_file: args.report_file.clone(),
@@ -130,6 +135,16 @@ fn pin_request(args: &RunArgs, config: &Config) -> Option<pin::Request> {
     let asked = processors.is_some() || args.mems.is_some();
     let choice = args.pin.or(config.pin).unwrap_or(pin::Choice::Auto);
     asked.then(|| pin::Request { processors, mems: args.mems.clone(), isolated: args.isolated, choice })
+}
+
+/// The limits that were asked for, and those of the configuration that were not lifted.
+fn limits(args: &RunArgs, config: &Config) -> Vec<Limit> {
+    let known = [(Kind::Memory, args.memory, config.memory), (Kind::Processes, args.pids, config.pids)];
+    let limit = |(kind, option, configured): (Kind, Option<Bound>, Option<u64>)| {
+        let (bound, asked) = option.map_or((configured, false), |Bound(bound)| (bound, true));
+        bound.map(|value| Limit { kind, value, asked })
+    };
+    known.into_iter().filter_map(limit).collect()
 }
 
 /// The lock file by flag, environment, configuration or default.
@@ -204,6 +219,17 @@ mod tests {
         args.grace = Some(Duration::from_secs(2));
         let settings = Settings::new(&args, &from_environment, config, Mode::Shared);
         assert_eq!((settings.policy.grace, settings.mode), (Duration::from_secs(2), Mode::Shared));
+    }
+
+    #[test]
+    fn a_limit_of_the_configuration_is_overruled_or_lifted_by_the_option() {
+        let config = Config { memory: Some(1 << 30), pids: Some(100), ..Config::default() };
+        let limits = |memory, pids| limits(&RunArgs { memory, pids, ..RunArgs::default() }, &config);
+        let limit = |kind, value, asked| Limit { kind, value, asked };
+        let configured = [limit(Kind::Memory, 1 << 30, false), limit(Kind::Processes, 100, false)];
+        assert_eq!(limits(None, None), configured);
+        assert_eq!(limits(Some(Bound(Some(7))), None), [limit(Kind::Memory, 7, true), configured[1]]);
+        assert_eq!(limits(Some(Bound(None)), Some(Bound(None))), []);
     }
 
     #[test]

@@ -121,6 +121,38 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A size that somebody chose, to the last byte: `512M`, `1536K`, `1048577B`.
+pub fn exact_bytes(bytes: u64) -> String {
+    let unit = SIZES.into_iter().rev().find(|&(_, unit)| bytes > 0 && bytes.is_multiple_of(unit));
+    unit.map_or_else(|| format!("{bytes}B"), |(name, unit)| format!("{}{}", bytes / unit, name.to_ascii_uppercase()))
+}
+
+/// Units of a size, each 1024 of the one before, in lower case.
+const SIZES: [(char, u64); 4] = [('k', 1 << 10), ('m', 1 << 20), ('g', 1 << 30), ('t', 1 << 40)];
+
+/// Reads a size as systemd, docker and dd take it: bytes, or with decimals and a binary unit (`512M`, `1.5GiB`, `64kb`). `None`
+/// also for what no kernel can count.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, name) = text.split_at(unit_at);
+    let name = name.to_ascii_lowercase();
+    let bytes = match ["ib", "b", "i"].into_iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name) {
+        "" if name.starts_with('i') => return None,
+        "" => 1,
+        letter => SIZES.into_iter().find(|(unit, _)| letter.chars().eq([*unit]))?.1,
+    };
+    let (whole, decimals) = number.trim_end().split_once('.').map_or((number.trim_end(), None), |(a, b)| (a, Some(b)));
+    let digits = |text: &str| (1..=15).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    // There is no part of a byte.
+    if !digits(whole) || decimals.is_some_and(|decimals| bytes == 1 || !digits(decimals)) {
+        return None;
+    }
+    let decimals = decimals.unwrap_or("0");
+    let part = decimals.parse::<u128>().ok()? * u128::from(bytes) / 10_u128.pow(u32::try_from(decimals.len()).ok()?);
+    let size = whole.parse::<u128>().ok()? * u128::from(bytes) + part;
+    i64::try_from(size).ok().map(i64::cast_unsigned)
+}
+
 /// `1 job`, `2 jobs`; `1 process`, `2 processes`.
 pub fn count(n: usize, thing: &str) -> String {
     match (n, thing.ends_with('s')) {
@@ -224,6 +256,37 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let cases: [(&str, u64); 12] = [
+            ("512M", 512 << 20),
+            ("2G", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("1048576", 1 << 20),
+            ("64kb", 64 << 10),
+            ("64KiB", 64 << 10),
+            ("7B", 7),
+            ("1T", 1 << 40),
+            ("2 G", 2 << 30),
+            ("0.25Gi", 1 << 28),
+            ("1.3K", 1331),
+            ("0", 0),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
+        }
+        for bad in
+            ["", "M", ".5G", "1.G", "-1", "+1", "1.5", "1.5B", "1iB", "1MM", "1P", "1i", "9999999999T", "1 2M", "٣M"]
+        {
+            assert_eq!(parse_size(bad), None, "{bad}");
+        }
+        for (bytes, text) in
+            [(0, "0B"), (512 << 20, "512M"), (3 << 19, "1536K"), (1_048_577, "1048577B"), (2 << 40, "2T")]
+        {
+            assert_eq!(exact_bytes(bytes), text);
+        }
+    }
+
+    #[test]
     fn hostile_text_cannot_reach_the_terminal() {
         assert_eq!(escape("a\x1b[2Jb\n\r\u{202e}é漢"), r"a\u{1b}[2Jb\n\r\u{202e}é漢");
         assert_eq!(command_line(&["rm".into(), "a b".into(), "it's".into(), String::new()]), r"rm 'a b' 'it'\''s' ''");
@@ -276,6 +339,18 @@ mod tests {
             if let Ok(duration) = parse_duration(&format!("{number}{unit}")) {
                 prop_assert!(std::time::Instant::now().checked_add(duration).is_some());
             }
+        }
+
+        #[test]
+        fn a_size_survives_its_own_spelling(bytes in 0..1_u64 << 49, unit in prop::sample::select(&["", "K", "M"][..])) {
+            prop_assert_eq!(parse_size(&exact_bytes(bytes)), Some(bytes));
+            prop_assert_eq!(parse_size(&format!("{}{unit}", bytes >> 20)).is_some(), true);
+        }
+
+        #[test]
+        fn any_size_is_read_without_panic(text: String, like in "[0-9]{0,20}[.]?[0-9]{0,20} ?[kKmMgGtTx]?(iB|B|b)?") {
+            let _ = parse_size(&text);
+            prop_assert!(parse_size(&like).is_none_or(|bytes| bytes <= i64::MAX as u64));
         }
 
         #[test]

@@ -1,9 +1,7 @@
 //! Cpusets: what keeps a job on its processors and memory nodes whatever it asks for. Kernel side: cgroup-v2.rst ("Cpuset"),
 //! Documentation/admin-guide/cgroup-v1/cpusets.rst.
 //!
-//! Where the controller is in the v1 hierarchy, as on a hybrid machine, the job gets a group of its own there, beside the group
-//! that tracks it: the command writes itself into its `tasks` before it executes, alone and by "0", which takes no kernel-wide
-//! lock. Whoever finds the job's group empty removes both.
+//! Where the controller is in a v1 hierarchy, as on a hybrid machine, the job gets a group of its own there: see [`v1`].
 //!
 //! Where it is in v2, the job's scope is told where it may run (`AllowedCPUs`), or, at the root of the hierarchy, the job's
 //! group. Nowhere else: enabling a controller below a group that has processes, as ours has us, makes a job group impossible.
@@ -12,25 +10,16 @@
 //!
 //! The kernel of v2 takes any list and quietly leaves out what the groups above do not have: so what became of it is read.
 
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{Access, AtFlags};
-
-use super::detect::{self, Place};
+use super::controller::{self, Controller, V1Offer};
+use super::detect::Place;
 use super::v1;
-use super::v2::{self, Location};
+use super::v2::Location;
 use crate::error::FileError;
 use crate::pin::{CpuList, Partition, Pin};
-use crate::procfs::Proc;
-
-/// What the kernel calls it.
-const CONTROLLER: &str = "cpuset";
 
 /// How a job can be kept on its processors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,147 +67,42 @@ pub enum CpusetError {
     },
 }
 
-/// How long a group may be busy after its last process was seen to have ended.
-const SETTLES: Duration = Duration::from_millis(20);
-
-/// What root is told to do for plain users.
-const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
-     >/etc/systemd/system/user@.service.d/perflock.conf && systemctl daemon-reload, and then log in again";
-
-/// What the v1 cpuset hierarchy offers: our own group, `None` where there is no such hierarchy, or why there is nothing to be had,
-/// as a sentence fragment.
-pub type V1Offer = Result<Option<Location>, String>;
-
 /// How a job in a group that is made at `place` can be kept on its processors.
 pub fn way(place: &Place, v1: &V1Offer, mountinfo: &str, uid: u32) -> Way {
-    let v1 = match v1 {
+    let refused = match v1 {
         Ok(Some(parent)) => return Way::V1(parent.clone()),
         Ok(None) => None,
         Err(why) => Some(why.clone()),
     };
-    let in_v2 = match place {
-        Place::Scope(manager) => {
-            let group = if manager.is_system() {
-                PathBuf::from("/")
+    match controller::in_v2(place, Controller::Cpuset, mountinfo, uid) {
+        Ok(()) => {
+            if matches!(place, Place::Scope(_)) {
+                Way::Scope
             } else {
-                PathBuf::from(format!("/user.slice/user-{uid}.slice/user@{uid}.service"))
-            };
-            let found = detect::locate(mountinfo, &group).is_ok_and(|location| has_cpuset(&location.directory()));
-            let why = "your service manager has no cpuset to give".to_owned();
-            found.then_some(Way::Scope).ok_or((why, DELEGATE.to_owned()))
+                Way::V2
+            }
         }
-        // The root of the hierarchy alone has no type, and may have both processes and controllers.
-        Place::V2(own) if !own.directory().join("cgroup.type").exists() && has_cpuset(&own.directory()) => Ok(Way::V2),
-        Place::V2(own) => {
-            let why = format!("no cpuset can be made below {}, which has processes", own.directory().display());
-            Err((why, "run perflock where systemd gives its jobs a scope".to_owned()))
+        Err(lack) => {
+            let (why, cure) = controller::lack(refused, lack, uid);
+            Way::Affinity { why, cure }
         }
-        Place::Subreaper => Err(("the job has no group of its own".to_owned(), "see --cgroup".to_owned())),
-    };
-    in_v2.unwrap_or_else(|(why, cure)| {
-        let as_root = || (uid != 0).then(|| "run perflock as root".to_owned());
-        let (why, cure) = v1.map_or((why, Some(cure)), |why| (why, as_root()));
-        Way::Affinity { why, cure }
-    })
+    }
 }
 
-fn has_cpuset(group: &Path) -> bool {
-    let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-    controllers.split_ascii_whitespace().any(|name| name == "cpuset")
-}
-
-/// Looks what the v1 cpuset hierarchy offers.
+/// Makes a job's group in the v1 hierarchy at `location`.
 ///
 /// # Errors
-/// See [`V1Offer`].
-pub fn v1_offer(proc: &Proc, mountinfo: &str) -> V1Offer {
-    let Some(path) = proc.own_cgroup_v1(CONTROLLER).ok().flatten() else { return Ok(None) };
-    let Some(own) = v1::locate(mountinfo, CONTROLLER, &path) else {
-        return Err("the cpuset hierarchy that this process is in is not mounted here".to_owned());
-    };
-    let directory = own.directory();
-    rustix::fs::accessat(rustix::fs::CWD, &directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(
-        |errno| format!("no write access to {}: {}", directory.display(), crate::error::reason(&errno.into())),
-    )?;
-    Ok(Some(own))
-}
-
-/// A job's group in the v1 cpuset hierarchy.
-#[derive(Debug)]
-pub struct V1 {
-    location: Location,
-    tasks: File,
-}
-
-impl V1 {
-    /// Makes the group at `location`, whose name is the job group's, for jobs that are pinned so.
-    ///
-    /// # Errors
-    /// The kernel refused; nothing is left of it.
-    pub fn create(location: Location, pin: &Pin) -> Result<Self, CpusetError> {
-        let path = location.directory();
-        fs::create_dir(&path).map_err(FileError::on("create the cpuset", &path))?;
-        // Both, whatever was copied from the group above (cgroup.clone_children): a task can join only where there is some of
-        // each.
+/// The kernel refused; nothing is left of it.
+pub fn create_v1(location: Location, pin: &Pin) -> Result<v1::Group, CpusetError> {
+    // Both, whatever was copied from the group above (cgroup.clone_children): a task can join only where there is some of each.
+    v1::Group::create(location, Controller::Cpuset, |group| {
         let write = |name: &str, list: &CpuList| {
-            let file = path.join(name);
+            let file = group.join(name);
             fs::write(&file, list.to_string()).map_err(FileError::on("write to", &file))
         };
-        let made =
-            write("cpuset.mems", &pin.memory_nodes).and_then(|()| write("cpuset.cpus", &pin.cpus)).and_then(|()| {
-                let file = path.join("tasks");
-                OpenOptions::new().write(true).open(&file).map_err(FileError::on("open", &file))
-            });
-        match made {
-            Ok(tasks) => Ok(Self { location, tasks }),
-            Err(error) => {
-                let _ = fs::remove_dir(&path);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// A process that writes "0" to it is in the group.
-    pub fn tasks(&self) -> BorrowedFd<'_> {
-        self.tasks.as_fd()
-    }
-
-    /// Where it is.
-    pub fn location(&self) -> &Location {
-        &self.location
-    }
-}
-
-/// Removes a job's group in the v1 cpuset hierarchy, with those that the job made in it. One that is gone is no error.
-///
-/// # Errors
-/// A process is in it, or the kernel refused.
-pub fn remove_v1(location: &Location) -> Result<(), FileError> {
-    let end = Instant::now() + SETTLES;
-    for group in v2::tree(&location.directory()).into_iter().rev() {
-        loop {
-            match fs::remove_dir(&group) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                // The last process to go leaves one hierarchy after the other.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-                done => break done.map_err(FileError::on("remove the cpuset", &group))?,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Removes the cpuset that the ticket of a dead job names: a group called `name` of the user `owner`. The path is that user's
-/// text, and may lead anywhere.
-pub fn remove_named(path: &Path, name: &str, owner: u32, mountinfo: &str) {
-    let Some(location) = v1::locate(mountinfo, CONTROLLER, path) else { return };
-    let its_own = fs::symlink_metadata(location.directory()).is_ok_and(|it| it.is_dir() && it.uid() == owner);
-    if path.file_name() == Some(OsStr::new(name)) && its_own {
-        // What cannot be removed is empty, or somebody else's affair.
-        let _ = remove_v1(&location);
-    }
+        write("cpuset.mems", &pin.memory_nodes)?;
+        Ok(write("cpuset.cpus", &pin.cpus)?)
+    })
 }
 
 /// Restricts a v2 group whose parent has the controller enabled.
@@ -253,19 +137,6 @@ pub fn check(group: &Path, pin: &Pin) -> Result<(), CpusetError> {
         }
     }
     Ok(())
-}
-
-/// Enables the controller below the root of the v2 hierarchy, unless it is. It stays so.
-///
-/// # Errors
-/// The kernel refused.
-pub fn enable_below(root: &Path) -> Result<(), FileError> {
-    let file = root.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&file).unwrap_or_default();
-    if enabled.split_ascii_whitespace().any(|name| name == "cpuset") {
-        return Ok(());
-    }
-    fs::write(&file, "+cpuset").map_err(FileError::on("write to", &file))
 }
 
 /// Takes the processors of a restricted group from everybody else. What a kernel that cannot isolate offers is taken.
@@ -347,25 +218,5 @@ mod tests {
         let why = "the kernel says: root invalid (Parent is not a partition root)".to_owned();
         assert_eq!(tried(&invalid), (Err(why), "isolated root member".to_owned()));
         assert_eq!(tried(&|_| refused()).0, Err("Invalid argument".to_owned()));
-    }
-
-    #[test]
-    fn only_a_group_of_the_job_and_its_owner_is_removed() {
-        let mount = tempfile::tempdir().unwrap();
-        let mountinfo = format!("22 20 0:22 / {} rw - cgroup cgroup rw,cpuset\n", mount.path().display());
-        let group = mount.path().join("perflock-7");
-        fs::create_dir_all(group.join("inner")).unwrap();
-        let own = rustix::process::geteuid().as_raw();
-        for (path, name, owner) in [
-            ("/perflock-7", "perflock-8", own),
-            ("/perflock-7", "perflock-7", own + 1),
-            ("/x/../perflock-7", "perflock-7", own),
-            ("/perflock-9", "perflock-9", own),
-        ] {
-            remove_named(Path::new(path), name, owner, &mountinfo);
-            assert!(group.join("inner").exists(), "{path} {name} {owner}");
-        }
-        remove_named(Path::new("/perflock-7"), "perflock-7", own, &mountinfo);
-        assert!(!group.exists() && mount.path().exists());
     }
 }

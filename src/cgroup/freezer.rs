@@ -34,7 +34,7 @@ pub(super) fn thaw(job: &dyn JobGroup) -> Vec<Frozen> {
     // Most machines have no such hierarchy, and most others no group in it.
     let Ok(Some(_)) = proc.own_cgroup_v1(CONTROLLER) else { return Vec::new() };
     let Ok(mountinfo) = fs::read_to_string("/proc/self/mountinfo") else { return Vec::new() };
-    let root = v1::locate(&mountinfo, CONTROLLER, Path::new("/"));
+    let root = v1::locate_by_name(&mountinfo, Path::new("/"), CONTROLLER);
     if root.is_some_and(|root| subgroups(&root.directory()).is_ok_and(|groups| groups.is_empty())) {
         return Vec::new();
     }
@@ -43,7 +43,7 @@ pub(super) fn thaw(job: &dyn JobGroup) -> Vec<Frozen> {
     for pid in job.members() {
         for path in groups_of(&proc, pid) {
             let not_ours = looked_at.entry(path).or_insert_with_key(|path| {
-                let location = v1::locate(&mountinfo, CONTROLLER, path);
+                let location = v1::locate_by_name(&mountinfo, path, CONTROLLER);
                 let freezing = location.map(|location| freezing(&location)).unwrap_or_default();
                 freezing.into_iter().filter(|group| !thaw_group(group, job, &proc)).collect()
             });

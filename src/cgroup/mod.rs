@@ -21,19 +21,22 @@
 //! On a machine that systemd runs, groups are systemd's to give: [`scope`] asks it for one that is delegated to us. Below a
 //! group that is ours already a job group is made directly, [`v2`].
 //!
-//! [`cpuset`] keeps a job on its processors, where that is ours to do.
+//! [`cpuset`] keeps a job on its processors, where that is ours to do; [`controller`] tells where, and [`v1`] has the job's
+//! groups of such controllers as are in hierarchies of their own.
 //!
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`mod@detect`] says why.
 
 pub(crate) mod bus;
+pub mod controller;
 pub mod cpuset;
 pub mod detect;
 mod freezer;
+pub mod limits;
 pub mod scope;
 pub mod subreaper;
 pub mod systemd;
 pub mod usage;
-pub(crate) mod v1;
+pub mod v1;
 pub mod v2;
 
 use std::fmt;

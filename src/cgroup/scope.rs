@@ -91,6 +91,11 @@ impl Group {
         self.job.path()
     }
 
+    /// The job group.
+    pub fn job(&self) -> &v2::Group {
+        &self.job
+    }
+
     /// The scope's directory.
     pub fn scope_directory(&self) -> PathBuf {
         self.scope.directory()

@@ -43,6 +43,8 @@ pub struct Usage {
     pub tasks: Option<u64>,
     /// The most there ever were; Linux 6.1.
     pub tasks_peak: Option<u64>,
+    /// Forks that were refused since the group had as many as its limit, or one above, allows.
+    pub forks_refused: Option<u64>,
     /// Bytes read from block devices.
     pub read_bytes: Option<u64>,
     /// Bytes written to block devices.
@@ -56,7 +58,7 @@ pub struct Usage {
 }
 
 /// Where each field is from: a file of the group's directory, and a key in it.
-pub const SOURCES: [(&str, &str, &str); 21] = [
+pub const SOURCES: [(&str, &str, &str); 22] = [
     ("cpu_usec", "cpu.stat", "usage_usec"),
     ("user_usec", "cpu.stat", "user_usec"),
     ("system_usec", "cpu.stat", "system_usec"),
@@ -73,6 +75,7 @@ pub const SOURCES: [(&str, &str, &str); 21] = [
     ("oom_kills", "memory.events", "oom_kill"),
     ("tasks", "pids.current", ""),
     ("tasks_peak", "pids.peak", ""),
+    ("forks_refused", "pids.events", "max"),
     ("read_bytes", "io.stat", "rbytes"),
     ("written_bytes", "io.stat", "wbytes"),
     ("reads", "io.stat", "rios"),
@@ -123,12 +126,55 @@ impl Usage {
             oom_kills: keyed(&events, "oom_kill"),
             tasks: files.number("pids.current"),
             tasks_peak: files.number("pids.peak"),
+            forks_refused: keyed(&files.text("pids.events"), "max"),
             read_bytes: over_devices("rbytes"),
             written_bytes: over_devices("wbytes"),
             reads: over_devices("rios"),
             writes: over_devices("wios"),
             io_stall_usec: stall(&files.text("io.pressure")),
             ..Self::read(directory)
+        }
+    }
+}
+
+/// The same for a job's group in the v1 memory hierarchy, where it has one.
+pub const V1_MEMORY_SOURCES: [(&str, &str, &str); 8] = [
+    ("memory_bytes", "memory.usage_in_bytes", ""),
+    ("memory_peak_bytes", "memory.max_usage_in_bytes", ""),
+    ("memory_anon_bytes", "memory.stat", "total_rss"),
+    ("memory_file_bytes", "memory.stat", "total_cache"),
+    ("swap_bytes", "memory.stat", "total_swap"),
+    ("faults", "memory.stat", "total_pgfault"),
+    ("major_faults", "memory.stat", "total_pgmajfault"),
+    ("oom_kills", "memory.oom_control", "oom_kill"),
+];
+
+impl Usage {
+    /// With the counters of the job's group in the v1 memory hierarchy in their places.
+    pub fn with_v1_memory(self, directory: &Path) -> Self {
+        let files = Files(directory);
+        let stat = files.text("memory.stat");
+        Self {
+            memory_bytes: files.number("memory.usage_in_bytes"),
+            memory_peak_bytes: files.number("memory.max_usage_in_bytes"),
+            memory_anon_bytes: keyed(&stat, "total_rss"),
+            memory_file_bytes: keyed(&stat, "total_cache"),
+            swap_bytes: keyed(&stat, "total_swap"),
+            faults: keyed(&stat, "total_pgfault"),
+            major_faults: keyed(&stat, "total_pgmajfault"),
+            oom_kills: keyed(&files.text("memory.oom_control"), "oom_kill"),
+            ..self
+        }
+    }
+
+    /// The same for the v1 pids hierarchy, whose files are called as those of v2.
+    pub fn with_v1_pids(self, directory: &Path) -> Self {
+        let files = Files(directory);
+        Self {
+            tasks: files.number("pids.current"),
+            tasks_peak: files.number("pids.peak"),
+            forks_refused: keyed(&files.text("pids.events"), "max"),
+            ..self
         }
     }
 }
@@ -220,6 +266,32 @@ mod tests {
             assert_eq!(usage[field], 7);
         }
         assert_eq!(fields(&Usage::default()).len(), SOURCES.len());
+    }
+
+    #[test]
+    fn a_v1_group_s_files_are_read_in_their_places() {
+        let whole = Usage { cpu_usec: Some(300), ..Usage::default() };
+        for (field, file, key) in V1_MEMORY_SOURCES {
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(
+                directory.path().join(file),
+                if key.is_empty() { "7\n".to_owned() } else { format!("{key} 7\n") },
+            )
+            .unwrap();
+            let usage = serde_json::to_value(whole.with_v1_memory(directory.path())).unwrap();
+            let known = usage.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
+            let expected = serde_json::json!({"cpu_usec": 300, field: 7});
+            assert_eq!(
+                known.map(|(name, value)| (name.clone(), value.clone())).collect::<serde_json::Value>(),
+                expected
+            );
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [("pids.current", "1"), ("pids.peak", "2"), ("pids.events", "max 3\n")] {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        let usage = Usage { tasks: Some(1), tasks_peak: Some(2), forks_refused: Some(3), ..whole };
+        assert_eq!(whole.with_v1_pids(directory.path()), usage);
     }
 
     #[test]

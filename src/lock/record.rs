@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::job::Mode;
+use crate::limit::Limits;
 use crate::pin::{CpuList, Partition, Strength};
 use crate::procfs::{Proc, Stat};
 
@@ -107,6 +108,12 @@ pub enum Change {
         /// Its path in the v1 cpuset hierarchy, where it is pinned there.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cpuset: Option<PathBuf>,
+        /// The same in the v1 memory hierarchy, where its memory is limited there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        memory: Option<PathBuf>,
+        /// The same in the v1 pids hierarchy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pids: Option<PathBuf>,
     },
     /// It has cores to itself. Written under the directory's lock, and before the lock file is asked for.
     Cores {
@@ -115,6 +122,8 @@ pub enum Change {
     },
     /// Where the job runs, from before the command executes.
     Pinned(Pinned),
+    /// What it may have at most, from before the command executes.
+    Limited(Limits),
     /// The guard.
     Guard {
         /// Its pid.
@@ -161,10 +170,16 @@ pub struct Record {
     pub group: Option<(String, Option<PathBuf>)>,
     /// Its group in the v1 cpuset hierarchy.
     pub cpuset: Option<PathBuf>,
+    /// Its group in the v1 memory hierarchy.
+    pub memory: Option<PathBuf>,
+    /// Its group in the v1 pids hierarchy.
+    pub pids: Option<PathBuf>,
     /// The cores that it has to itself.
     pub cores: Option<CpuList>,
     /// Where it runs.
     pub pinned: Option<Pinned>,
+    /// What it may have at most.
+    pub limits: Limits,
     /// The guard's pid.
     pub guard_pid: Option<i32>,
     /// The command ended.
@@ -186,8 +201,11 @@ impl Record {
             granted_usec: None,
             group: None,
             cpuset: None,
+            memory: None,
+            pids: None,
             cores: None,
             pinned: None,
+            limits: Limits::default(),
             guard_pid: None,
             releasing: false,
             stopped: false,
@@ -201,12 +219,13 @@ impl Record {
             };
             match change {
                 Change::Granted { at_usec } => record.granted_usec = Some(at_usec),
-                Change::Group { backend, path, cpuset } => {
+                Change::Group { backend, path, cpuset, memory, pids } => {
                     record.group = Some((backend, path));
-                    record.cpuset = cpuset;
+                    (record.cpuset, record.memory, record.pids) = (cpuset, memory, pids);
                 }
                 Change::Cores { cpus } => record.cores = Some(cpus),
                 Change::Pinned(pinned) => record.pinned = Some(pinned),
+                Change::Limited(limits) => record.limits = limits,
                 Change::Guard { pid } => record.guard_pid = Some(pid),
                 Change::Releasing => record.releasing = true,
                 Change::Cancelled { by_uid } => record.cancelled_by = Some(by_uid),
@@ -311,10 +330,30 @@ mod tests {
             partition: Some(Partition::Isolated),
         };
         let cpuset = Some(PathBuf::from("/perflock-1"));
-        let group = Change::Group { backend: "v2".to_owned(), path: None, cpuset: cpuset.clone() };
+        let group =
+            Change::Group { backend: "v2".to_owned(), path: None, cpuset: cpuset.clone(), memory: None, pids: None };
         let lines = [Change::Cores { cpus: list("0-3") }, group, Change::Pinned(pinned.clone())];
         let record = Record::parse(&text(&lines)).unwrap();
         assert_eq!((record.cores, record.cpuset, record.pinned), (Some(list("0-3")), cpuset, Some(pinned)));
+    }
+
+    #[test]
+    fn limits_are_read_again_and_an_older_version_s_ticket_has_none() {
+        let [memory, pids] = ["/m/perflock-1", "/perflock-1"].map(|path| Some(PathBuf::from(path)));
+        let group = Change::Group {
+            backend: "v2".to_owned(),
+            path: None,
+            cpuset: None,
+            memory: memory.clone(),
+            pids: pids.clone(),
+        };
+        let limits = Limits { memory_bytes: Some(1 << 30), processes: Some(200) };
+        let record = Record::parse(&text(&[group, Change::Limited(limits)])).unwrap();
+        assert_eq!((record.memory, record.pids, record.limits), (memory, pids, limits));
+        let mut ticket = text(&[]);
+        ticket.extend(b"{\"event\":\"group\",\"backend\":\"v2\",\"path\":\"/perflock-1\"}\n");
+        let record = Record::parse(&ticket).unwrap();
+        assert!(record.group.is_some() && record.memory.is_none() && record.limits.is_empty());
     }
 
     #[test]
@@ -337,7 +376,9 @@ mod tests {
             any::<(String, Option<String>)>().prop_map(|(backend, path)| Change::Group {
                 backend,
                 path: path.map(PathBuf::from),
-                cpuset: None
+                cpuset: None,
+                memory: None,
+                pids: None
             }),
             proptest::collection::vec(0..200_u32, 0..6)
                 .prop_map(|cpus| Change::Cores { cpus: cpus.into_iter().collect() }),

@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use serde::{Serialize, Serializer};
 
 use crate::cgroup::Usage;
-use crate::cgroup::usage::SOURCES;
+use crate::cgroup::usage::{SOURCES, V1_MEMORY_SOURCES};
 use crate::child::{Exit, WaitedFor};
 use crate::escape::{Escaped, Possible};
 use crate::job::Mode;
+use crate::limit::{Kind, Limits};
 use crate::lock::record::Pinned;
 use crate::machine::Machine;
 use crate::pin::{CpuList, Partition, Strength};
@@ -74,6 +75,8 @@ pub struct Report {
     pub possible_escapes: Option<Vec<Possible>>,
     /// Where it was allowed to run.
     pub pins: Pins,
+    /// What it was allowed at most.
+    pub limits: Allowed,
     /// Other jobs that had the machine when it started or ended. Some may have come and gone in between.
     pub shared_with: Vec<Neighbour>,
     /// What it ran on.
@@ -229,6 +232,24 @@ pub struct Pins {
     pub offline: Option<CpuList>,
 }
 
+/// What a job was allowed at most; `null` where it had no limit of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Allowed {
+    /// Memory and swap together.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads at a time.
+    pub processes: Option<u64>,
+    /// Why limits of the configuration were not in force.
+    pub not_in_force: Option<String>,
+}
+
+impl Allowed {
+    /// The limits that were in force.
+    pub fn limits(&self) -> Limits {
+        Limits { memory_bytes: self.memory_bytes, processes: self.processes }
+    }
+}
+
 impl Pins {
     /// A job that was pinned.
     pub fn by_perflock(pinned: &Pinned, reserved: Option<&CpuList>) -> Self {
@@ -275,10 +296,21 @@ impl Report {
             escaped: None,
             possible_escapes: None,
             pins: Pins::default(),
+            limits: Allowed::default(),
             shared_with: Vec::new(),
             machine: Machine::default(),
             notes: Vec::new(),
             sources: sources(),
+        }
+    }
+
+    /// These limits were in force, by groups in v1 hierarchies where they are of these `kinds`: their counters are the job's.
+    pub fn limited(&mut self, limits: Limits, kinds: impl Iterator<Item = Kind>, not_in_force: Option<&str>) {
+        let Limits { memory_bytes, processes } = limits;
+        self.limits = Allowed { memory_bytes, processes, not_in_force: not_in_force.map(str::to_owned) };
+        // Those of processes are called the same.
+        if kinds.into_iter().any(|kind| kind == Kind::Memory) {
+            self.sources.extend(by_field(&V1_MEMORY_SOURCES));
         }
     }
 
@@ -299,7 +331,11 @@ impl Report {
 
 /// Where each counter of a group is from: `cpu.stat usage_usec`.
 pub fn sources() -> BTreeMap<&'static str, String> {
-    SOURCES.iter().map(|&(field, file, key)| (field, format!("{file} {key}").trim_end().to_owned())).collect()
+    by_field(&SOURCES).collect()
+}
+
+fn by_field(sources: &[(&'static str, &str, &str)]) -> impl Iterator<Item = (&'static str, String)> {
+    sources.iter().map(|&(field, file, key)| (field, format!("{file} {key}").trim_end().to_owned()))
 }
 
 /// Any bytes can be a path's name, but not a text of JSON.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cgroup::Usage;
+use crate::limit::Limits;
 use crate::text;
 
 /// A name, and what is known of it.
@@ -40,6 +41,13 @@ pub fn memory(usage: &Usage) -> Vec<Fact> {
         ("page faults", with_parts(number(usage.faults), &[("from disk", number(usage.major_faults))])),
         ("out of memory", known(number(usage.oom_kills))),
     ]
+}
+
+/// What it may have at most, where that is limited.
+pub fn limits(limits: Limits) -> Vec<Fact> {
+    let memory = limits.memory_bytes.map(|bytes| ("memory limit", text::exact_bytes(bytes)));
+    let processes = limits.processes.map(|count| ("processes limit", format!("{count}, threads included")));
+    memory.into_iter().chain(processes).collect()
 }
 
 /// What went to and came from block devices.

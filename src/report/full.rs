@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::document::{End, Neighbour, Reason, Report};
 use super::escapes;
 use super::facts::{self, Fact, UNKNOWN};
+use super::{forks_refused, why_killed};
 use crate::child::WaitedFor;
 use crate::job::Mode;
 use crate::machine::Machine;
@@ -51,7 +52,7 @@ pub fn text(report: &Report) -> String {
 fn lines(report: &Report) -> Vec<Fact> {
     let usage = &report.usage;
     let mut lines = vec![
-        ("ended", ended(&report.exit)),
+        ("ended", ended(&report.exit, &why_killed(&report.usage, report.limits.limits()))),
         ("took", facts::known(facts::time(report.wall_usec))),
         ("held", facts::known(report.held_usec.map(|usec| held(report, usec)))),
         ("waited", waited(report)),
@@ -65,6 +66,7 @@ fn lines(report: &Report) -> Vec<Fact> {
     lines.push(or_at_least(time.clone(), waited_for.and_then(|used| facts::time(Some(used.cpu_usec())))));
     lines.extend_from_slice(awaited);
     lines.extend(memory(report));
+    lines.extend(facts::limits(report.limits.limits()));
     let faults = |faults, major| facts::with_parts(facts::number(faults), &[("from disk", facts::number(major))]);
     lines.push(or_at_least(
         ("page faults", faults(usage.faults, usage.major_faults)),
@@ -97,7 +99,7 @@ fn or_at_least(fact: Fact, value: Option<String>) -> Fact {
 }
 
 /// `exited with code 0`, `ended by the time limit; died of signal 15 (SIGTERM)`.
-fn ended(end: &End) -> String {
+fn ended(end: &End, why_killed: &str) -> String {
     let how = match (end.code, end.signal) {
         (Some(code), _) => format!("exited with code {code}"),
         (_, Some(signal)) => format!("died of {}", signal_name(signal)),
@@ -106,9 +108,10 @@ fn ended(end: &End) -> String {
     let why = match end.reason {
         Reason::Exited | Reason::Signal => None,
         Reason::TimeLimit => Some("ended by the time limit".to_owned()),
-        Reason::OutOfMemory => Some(
-            "out of memory: the kernel killed a process of it, since its group or the machine had none left".to_owned(),
-        ),
+        Reason::OutOfMemory => Some(match &end.error {
+            Some(error) => format!("not run: {}", text::escape(error)),
+            None => format!("out of memory: the kernel killed a process of it, {why_killed}"),
+        }),
         Reason::Cancelled => Some(match &end.cancelled_by {
             Some(by) => format!("cancelled by {}", text::escape(&by.name)),
             None => "cancelled".to_owned(),
@@ -310,8 +313,15 @@ pub fn notes(report: &Report) -> Vec<String> {
         held_back.map(|usec| format!("a CPU limit on its group, or one above, held it back for {}", time(usec))),
         killed.map(|kills| {
             let count = text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process");
-            format!("{count} of it killed by the kernel, since the group or the machine had no memory left")
+            match report.limits.memory_bytes {
+                Some(_) => format!("{count} of it killed by the kernel, {}", why_killed(usage, report.limits.limits())),
+                None => format!("{count} of it killed by the kernel, since the group or the machine had no memory left"),
+            }
         }),
+        usage.forks_refused.filter(|&refused| refused > 0).map(|refused| {
+            forks_refused(refused, "its", usage, report.limits.limits())
+        }),
+        report.limits.not_in_force.as_ref().map(|why| format!("it was {}", text::escape(why))),
         report.pins.offline.as_ref().map(|cpus| format!("cpus {cpus} of its pin were offline at its end: it had fewer")),
         (usage.swap_bytes.unwrap_or(0) > 0).then(|| "some of its memory was swapped out".to_owned()),
     ]
@@ -419,14 +429,14 @@ mod tests {
 
     #[test]
     fn a_reason_and_how_the_command_ended_are_both_told() {
-        let end = |reason, exit| ended(&End { reason, ..End::by_itself(exit) });
+        let end = |reason, exit| ended(&End { reason, ..End::by_itself(exit) }, "");
         use crate::child::Exit;
         assert_eq!(end(Reason::TimeLimit, Exit::Signal(15)), "ended by the time limit; died of signal 15 (SIGTERM)");
         assert_eq!(end(Reason::Signal, Exit::Signal(34)), "died of signal 34");
         let failed = End { error: Some("no\nsuch".to_owned()), ..End::because(Reason::Failed) };
-        assert_eq!(ended(&failed), r"not run: no\nsuch");
+        assert_eq!(ended(&failed, ""), r"not run: no\nsuch");
         let cancelled =
             End { cancelled_by: Some(Person { uid: 7, name: "ann".to_owned() }), ..End::because(Reason::Cancelled) };
-        assert_eq!(ended(&cancelled), "cancelled by ann");
+        assert_eq!(ended(&cancelled, ""), "cancelled by ann");
     }
 }

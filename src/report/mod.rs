@@ -9,7 +9,9 @@ pub mod full;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cgroup::Usage;
 use crate::child::Exit;
+use crate::limit::Limits;
 use crate::lock::outsiders::Outsider;
 use crate::lock::{Ahead, Other, Record};
 use crate::supervisor::step::{News, Policy};
@@ -156,6 +158,49 @@ pub fn ended(outcome: &Outcome, name: &str) -> Option<String> {
     }
 }
 
+/// What a job came to grief at: its own limits.
+pub fn limits_reached(outcome: &Outcome, limits: Limits) -> Vec<String> {
+    let usage = &outcome.usage;
+    let kills = usage.oom_kills.filter(|&kills| kills > 0 && limits.memory_bytes.is_some());
+    let killed = kills.map(|kills| {
+        format!("out of memory: the kernel killed {} of the job, {}", some(kills, "process"), why_killed(usage, limits))
+    });
+    let refused = usage.forks_refused.unwrap_or(0);
+    let refused = limits.processes_reached(refused, usage.tasks_peak).map(|_| {
+        let refused = forks_refused(refused, "the job's", usage, limits);
+        format!("warning: {refused}; --pids N allows more, --pids none any number")
+    });
+    killed.into_iter().chain(refused).collect()
+}
+
+/// Why the kernel killed processes of a job, to follow who they were.
+pub(super) fn why_killed(usage: &Usage, limits: Limits) -> String {
+    match (limits.memory_reached(usage.memory_peak_bytes), limits.memory_bytes) {
+        (Some(limit), _) => format!("since that had reached its limit of {} (--memory)", text::exact_bytes(limit)),
+        (None, Some(limit)) => format!(
+            "since the machine, or a group above the job's, had no memory left: it had not reached its limit of {}",
+            text::exact_bytes(limit)
+        ),
+        (None, None) => "since its group or the machine had none left".to_owned(),
+    }
+}
+
+/// Why forks failed in a job, that is `its` or `the job's`.
+pub(super) fn forks_refused(refused: u64, its: &str, usage: &Usage, limits: Limits) -> String {
+    let were = if refused == 1 { "was" } else { "were" };
+    let forks = format!("{} {were} refused by", some(refused, "fork"));
+    match limits.processes_reached(refused, usage.tasks_peak) {
+        Some(limit) => {
+            format!("{forks} {its} limit of {}, threads included", some(limit, "process"))
+        }
+        None => format!("{forks} a limit of processes above {its} group"),
+    }
+}
+
+fn some(number: u64, thing: &str) -> String {
+    text::count(usize::try_from(number).unwrap_or(usize::MAX), thing)
+}
+
 /// `took 12.34s, used 1m 28.1s of CPU time (714% of a core; user 1m 20.0s, system 8.100s), 1.4G of memory at most`.
 pub fn usage(outcome: &Outcome, waited: Duration) -> String {
     let usage = &outcome.usage;
@@ -211,7 +256,6 @@ fn named(processes: &[Ended], count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::Usage;
     use crate::child::WaitedFor;
 
     fn outcome(leftover_count: usize, names: &[&str]) -> Outcome {
@@ -266,6 +310,35 @@ mod tests {
         assert_eq!(stuck(&[frozen(7), frozen(8), process(9, Why::State('R'))], 4), line);
         let line = stuck(&[process(7, Why::Not(0))], 1);
         assert!(line.contains(" (7), runs as root, and is not yours to kill; the machine"), "{line}");
+    }
+
+    #[test]
+    fn a_limit_is_blamed_for_what_it_did_alone() {
+        let limits = Limits { memory_bytes: Some(512 << 20), processes: Some(200) };
+        let said = |usage: Usage, limits| limits_reached(&Outcome { usage, ..outcome(0, &[]) }, limits);
+        let at = Usage { memory_peak_bytes: Some(512 << 20), tasks_peak: Some(200), ..Usage::default() };
+        let out_of_memory = |who: &str| {
+            format!(
+                "out of memory: the kernel killed {who} of the job, since that had reached its limit of 512M (--memory)"
+            )
+        };
+        assert_eq!(said(Usage { oom_kills: Some(1), ..at }, limits), [out_of_memory("1 process")]);
+        assert_eq!(said(Usage { oom_kills: Some(3), ..at }, limits), [out_of_memory("3 processes")]);
+        let refused = "warning: 37 forks were refused by the job's limit of 200 processes, threads included; --pids N allows \
+            more, --pids none any number";
+        assert_eq!(said(Usage { forks_refused: Some(37), ..at }, limits), [refused]);
+        let elsewhere = Usage {
+            memory_peak_bytes: Some(1 << 20),
+            tasks_peak: Some(3),
+            oom_kills: Some(1),
+            forks_refused: Some(1),
+            ..at
+        };
+        let machine = "out of memory: the kernel killed 1 process of the job, since the machine, or a group above the job's, had no \
+            memory left: it had not reached its limit of 512M";
+        assert_eq!(said(elsewhere, limits), [machine]);
+        assert_eq!(said(Usage { oom_kills: Some(0), forks_refused: Some(0), ..at }, limits), [] as [&str; 0]);
+        assert_eq!(said(elsewhere, Limits::default()), [] as [&str; 0]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::error::FileError;
 use crate::escape::Escapes;
 use crate::job::{JobId, Mode};
+use crate::limit::{Kind, Limits};
 use crate::lock::outsiders::Outsider;
 use crate::lock::record::Pinned;
 use crate::lock::{Lock, Other, Record, Seen};
@@ -172,6 +173,11 @@ impl Account {
     /// It runs there, and has these cores to itself.
     pub(super) fn pinned(&self, pinned: &Pinned, reserved: Option<&CpuList>) {
         self.note(|report| report.pins = Pins::by_perflock(pinned, reserved));
+    }
+
+    /// It has these limits, by groups in v1 hierarchies where they are of these kinds; and why not others of the configuration.
+    pub(super) fn limited(&self, limits: Limits, kinds: impl Iterator<Item = Kind>, unmet: Option<&str>) {
+        self.note(|report| report.limited(limits, kinds, unmet));
     }
 
     /// Its main process was allowed to run there too.

@@ -3,7 +3,8 @@
 use std::cell::OnceCell;
 
 use super::Error;
-use crate::cgroup::cpuset::{self, V1Offer};
+use super::limiting::Limiting;
+use crate::cgroup::controller::{self, Controller, V1Offer};
 use crate::cgroup::{self, Detected};
 use crate::lock::Record;
 use crate::pin::Plan;
@@ -18,8 +19,8 @@ pub(super) struct Here {
     pub(super) boot: String,
     pub(super) pid_namespace: u64,
     pub(super) cgroup_namespace: u64,
-    /// Asked for by pinned jobs alone.
-    v1_offer: OnceCell<V1Offer>,
+    /// By controller; asked for by jobs alone that are pinned or limited.
+    v1_offers: [OnceCell<V1Offer>; 3],
 }
 
 /// What a run is, found out before it asks for the machine.
@@ -28,6 +29,8 @@ pub(super) struct Prepared<'a> {
     pub(super) command: &'a Command,
     /// Where it is to run, if that was asked for.
     pub(super) plan: Option<&'a Plan>,
+    /// What it may have at most, if it is limited.
+    pub(super) limiting: Option<&'a Limiting<'a>>,
     pub(super) here: &'a Here,
     pub(super) signals: &'a Signals,
 }
@@ -42,14 +45,15 @@ impl Here {
             pid_namespace: proc.own_namespace("pid").unwrap_or(0),
             // Kernels without cgroup namespaces have one for all.
             cgroup_namespace: proc.own_namespace("cgroup").unwrap_or(0),
-            v1_offer: OnceCell::new(),
+            v1_offers: Default::default(),
             proc,
         })
     }
 
-    /// What the v1 cpuset hierarchy offers.
-    pub(super) fn v1_offer(&self) -> &V1Offer {
-        self.v1_offer.get_or_init(|| cpuset::v1_offer(&self.proc, &self.mountinfo))
+    /// What the v1 hierarchy of a controller offers.
+    pub(super) fn v1_offer(&self, controller: Controller) -> &V1Offer {
+        let look = || controller::v1_offer(&self.proc, &self.mountinfo, controller);
+        self.v1_offers[controller as usize].get_or_init(look)
     }
 
     /// Who became the user that a job runs as, if its supervisor is a process that we see.

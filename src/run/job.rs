@@ -5,16 +5,18 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use super::limiting::{Limited, Limiting};
 use super::pinning::{self, Pinning};
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
+use crate::cgroup::controller::{self, Controller};
 use crate::cgroup::cpuset::{self, Way};
 use crate::cgroup::scope;
 use crate::cgroup::systemd::{Manager, Missing, NoAnswer, Restriction};
 use crate::cgroup::v2::Location;
-use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v2};
-use crate::error::FileError;
+use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v1, v2};
 use crate::escape::Trail;
 use crate::helper::{Begun, Interrupt};
+use crate::limit::Kind;
 use crate::lock::{Change, Hold};
 use crate::pin::Partition;
 use crate::report;
@@ -43,15 +45,19 @@ pub(super) struct Job<'a> {
     pub(super) variables: &'a [(&'a str, String)],
     /// Where it is to run, if that was asked for.
     pub(super) pinning: Option<&'a Pinning<'a>>,
+    /// What it may have at most, if it is limited.
+    pub(super) limiting: Option<&'a Limiting<'a>>,
 }
 
-/// How a job is kept where it is to run.
+/// How a job is kept where it is to run, and within its limits.
 #[derive(Debug, Default)]
 struct Kept {
     /// `None`: nowhere in particular.
     way: Option<Way>,
     /// Its group in the v1 hierarchy.
-    cpuset: Option<cpuset::V1>,
+    cpuset: Option<v1::Group>,
+    /// What it may have at most.
+    limited: Limited,
 }
 
 /// A job that was seen to its end.
@@ -72,7 +78,8 @@ impl Job<'_> {
         let mut shared: Vec<BorrowedFd<'_>> = self.hold.iter().flat_map(|hold| hold.descriptors()).collect();
         shared.extend(self.run.account.descriptor());
         let after = |usage| {
-            let _ = self.remove_cpuset();
+            let usage = self.with_v1_counters(usage);
+            self.remove_v1();
             self.run.account.gives_back();
             if let Some(hold) = self.hold {
                 hold.release_by_guard();
@@ -83,7 +90,7 @@ impl Job<'_> {
         let result = self.in_a_place(detected, mountinfo, charge);
         if result.is_err() {
             // The error is what there is to say.
-            let _ = self.remove_cpuset();
+            self.remove_v1();
         }
         result
     }
@@ -98,13 +105,16 @@ impl Job<'_> {
             if let (false, Some(way)) = (first, way.as_ref().filter(|way| self.announces(way))) {
                 self.run.say.wrong_now(&pinning::by_affinity(way));
             }
+            if !first {
+                self.tell_unmet(&place);
+            }
             first = false;
-            match place {
-                Place::Scope(manager) => match self.in_scope(&manager, way, charge, mountinfo, &mut leaving)? {
+            match &place {
+                Place::Scope(manager) => match self.in_scope(manager, &place, way, charge, mountinfo, &mut leaving)? {
                     Ok(finished) => return Ok(finished),
                     Err(Missing { why, cure }) => {
-                        // The next place makes it anew.
-                        let _ = self.remove_cpuset();
+                        // The next place makes them anew.
+                        self.remove_v1();
                         detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure });
                         if detected.places.first() == Some(&Place::Subreaper) {
                             self.run.say.note_now(&weaker(detected));
@@ -115,22 +125,25 @@ impl Job<'_> {
                     // Named in the ticket before it exists: whatever dies now, the next perflock knows where to look.
                     self.record_group(Backend::V2, Some(parent.child(self.name).path))?;
                     Step::GroupNamed.reached();
-                    let kept = self.keep(way)?;
-                    let mut group = v2::Group::create(&parent, self.name)?;
+                    let mut kept = self.keep(way, &place)?;
+                    let mut group = v2::Group::create(parent, self.name)?;
                     let restricted = match (self.pinning, &kept.way) {
-                        (Some(pinning), Some(Way::V2)) => self.restrict(pinning, &parent, &group),
+                        (Some(pinning), Some(Way::V2)) => self.restrict(pinning, parent, &group),
                         _ => Ok(None),
                     };
                     restricted
-                        .and_then(|partition| self.record_pin(&kept, partition))
+                        .and_then(|partition| {
+                            self.limit_group(&mut kept.limited, Some(parent), &group)?;
+                            self.record_kept(&kept, partition)
+                        })
                         .inspect_err(|_| abandon(&group))?;
                     return self.in_group(&mut group, &kept, charge);
                 }
                 Place::Subreaper => {
                     self.record_group(Backend::Subreaper, None)?;
                     Step::GroupNamed.reached();
-                    let kept = self.keep(way)?;
-                    self.record_pin(&kept, None)?;
+                    let kept = self.keep(way, &place)?;
+                    self.record_kept(&kept, None)?;
                     let mut group = subreaper::Group::create(self.name)?;
                     // A launcher that leaves is a child of ours, but none of the job's.
                     leaving.into_iter().for_each(|pid| group.exclude(pid));
@@ -145,23 +158,26 @@ impl Job<'_> {
         self.pinning.is_some_and(|pinning| pinning.announces(way))
     }
 
-    /// Makes the job's group in the v1 cpuset hierarchy, if it gets one. Its ticket names it already. One that cannot be had,
+    /// Makes the job's groups in v1 hierarchies, those that it gets. Its ticket names them already. A cpuset that cannot be had,
     /// since others have its processors exclusively say, leaves the job its affinity, unless that is too weak.
-    fn keep(&self, way: Option<Way>) -> Result<Kept, Error> {
-        let (Some(Way::V1(_)), Some(pinning)) = (&way, self.pinning) else { return Ok(Kept { way, cpuset: None }) };
-        match pinning.v1.clone().map(|location| cpuset::V1::create(location, &pinning.pin)).transpose() {
-            Ok(cpuset) => Ok(Kept { way, cpuset }),
+    fn keep(&self, way: Option<Way>, place: &Place) -> Result<Kept, Error> {
+        let limited = self.limit(place)?;
+        let (Some(Way::V1(_)), Some(pinning)) = (&way, self.pinning) else {
+            return Ok(Kept { way, cpuset: None, limited });
+        };
+        match pinning.v1.clone().map(|location| cpuset::create_v1(location, &pinning.pin)).transpose() {
+            Ok(cpuset) => Ok(Kept { way, cpuset, limited }),
             Err(error) => {
                 let way = pinning.weaker(error)?;
                 self.run.say.wrong_now(&pinning::by_affinity(&way));
-                Ok(Kept { way: Some(way), cpuset: None })
+                Ok(Kept { way: Some(way), cpuset: None, limited })
             }
         }
     }
 
     /// Restricts the job's own group, below the root of the v2 hierarchy.
     fn restrict(&self, pinning: &Pinning<'_>, root: &Location, group: &v2::Group) -> Result<Option<Partition>, Error> {
-        cpuset::enable_below(&root.directory())?;
+        controller::enable_below(&root.directory(), Controller::Cpuset)?;
         let directory = group.location().directory();
         cpuset::restrict(&directory, &pinning.pin)?;
         self.isolate(pinning, &directory)
@@ -181,8 +197,8 @@ impl Job<'_> {
         Ok(Some(partition))
     }
 
-    /// Says in ticket and report where the job runs.
-    fn record_pin(&self, kept: &Kept, partition: Option<Partition>) -> Result<(), Error> {
+    /// Says in ticket and report where the job runs and what it may have.
+    fn record_kept(&self, kept: &Kept, partition: Option<Partition>) -> Result<(), Error> {
         if let (Some(pinning), Some(way)) = (self.pinning, &kept.way) {
             let told = pinning.told(way, partition);
             self.run.account.pinned(&told, pinning.pin.reserved.as_ref());
@@ -190,7 +206,7 @@ impl Job<'_> {
                 hold.ticket().record(&Change::Pinned(told))?;
             }
         }
-        Ok(())
+        self.record_limits(&kept.limited)
     }
 
     /// What the command is started with.
@@ -199,14 +215,10 @@ impl Job<'_> {
             (Some(pinning), Some(way)) => pinning.placement(way)?,
             _ => Placement::default(),
         };
-        let tasks = kept.cpuset.as_ref().map(cpuset::V1::tasks);
-        let placement = Placement { tasks, ..placement };
+        let mut limits = kept.limited.groups.iter().map(|(_, group)| group.tasks());
+        let groups = [kept.cpuset.as_ref().map(v1::Group::tasks), limits.next(), limits.next()];
+        let placement = Placement { groups, ..placement };
         Ok(Start { inherited: &self.run.inherited, variables: self.variables, placement })
-    }
-
-    /// Removes the job's group in the v1 cpuset hierarchy, where it may have one.
-    fn remove_cpuset(&self) -> Result<(), FileError> {
-        self.pinning.and_then(|pinning| pinning.v1.as_ref()).map_or(Ok(()), cpuset::remove_v1)
     }
 
     /// In a group into which we make guard and command ourselves.
@@ -215,8 +227,9 @@ impl Job<'_> {
         let start_guard = |group: &dyn JobGroup| Guard::start(group, charge);
         let started = self.start_with(kept).and_then(|start| self.start(group, start, &start_guard));
         match started {
-            Ok((guard, main)) => self.watch(group, guard, &main, &start_guard),
+            Ok((guard, main)) => self.watch(group, guard, &main, &start_guard, &kept.limited),
             Err(error) => {
+                let error = self.because_of_memory(error, &kept.limited, || group.usage(Usage::read));
                 abandon(group);
                 Err(error)
             }
@@ -227,16 +240,18 @@ impl Job<'_> {
     fn in_scope(
         &self,
         manager: &Manager,
+        place: &Place,
         way: Option<Way>,
         charge: Charge<'_>,
         mountinfo: &str,
         leaving: &mut Option<i32>,
     ) -> Result<Result<Finished, Missing>, Error> {
         self.record_group(Backend::Scope, None)?;
-        let kept = self.keep(way)?;
+        let mut kept = self.keep(way, place)?;
         let restricted = self.pinning.filter(|_| kept.way == Some(Way::Scope));
         let open = || scope::Group::open_around_us(self.name, mountinfo);
         let work = Work { command: self.command, start: self.start_with(&kept)?, charge, open: &open };
+        // It has a copy of everything that it needs.
         let launcher = Launcher::start(work).map_err(Error::system("start a process"))?;
         let signalled = Cell::new(None);
         let ends_us = || {
@@ -281,7 +296,8 @@ impl Job<'_> {
         group.enable_controllers();
         let pinned = partition.and_then(|partition| {
             restricted.map_or(Ok(()), |pinning| group.check_cpuset(&pinning.pin))?;
-            self.record_pin(&kept, partition)
+            self.limit_group(&mut kept.limited, None, group.job())?;
+            self.record_kept(&kept, partition)
         });
         let main = gate.map_err(Error::from).and_then(|gate| match (pinned, fatal(self.signals)) {
             (Err(error), _) => {
@@ -310,9 +326,10 @@ impl Job<'_> {
                     guard.outside = !scope::take_in_guard(manager, group, guard.pid);
                     Ok(guard)
                 };
-                self.watch(&mut group, guard, &main, &start_guard).map(Ok)
+                self.watch(&mut group, guard, &main, &start_guard, &kept.limited).map(Ok)
             }
             Err(error) => {
+                let error = self.because_of_memory(error, &kept.limited, || group.usage(Usage::read));
                 guard.end();
                 guard.reap();
                 abandon(&group);
@@ -328,11 +345,12 @@ impl Job<'_> {
         guard: Guard,
         main: &Main,
         start_guard: &StartGuard<'_>,
+        limited: &Limited,
     ) -> Result<Finished, Error> {
         self.run.account.runs(main.started);
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
-        let counters = |wall| self.counters(wall);
+        let counters = |wall| self.counters(wall, !limited.limits.is_empty());
         let guard = Some(guard);
         let mut supervisor = Supervisor {
             group,
@@ -349,9 +367,10 @@ impl Job<'_> {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
         }
+        let outcome = outcome.map(|it| Outcome { usage: self.with_v1_counters(it.usage), ..it });
         let trail = Trail { main: main.pid, started: main.started, group_inode: group.inode() };
         let removed = group.remove();
-        let unpinned = self.remove_cpuset();
+        let left = self.remove_v1();
         // In a scope, and where we could not watch, this is the first time that it is told.
         guard.iter().for_each(Guard::end);
         Step::GroupRemoved.reached();
@@ -360,18 +379,19 @@ impl Job<'_> {
         let warnings =
             removed.err().map(|error| format!("warning: {error}; it is empty, and {by_hand}")).into_iter().chain(
                 // The job's group is empty, but whoever left that is in here still.
-                unpinned.err().map(|error| {
+                left.iter().map(|error| {
                     format!(
                         "warning: {error}; if a process that left the job's group is in it, it {by_hand} when that ends"
                     )
                 }),
             );
-        Ok(Finished { outcome, trail, guard, warnings: warnings.collect() })
+        let warnings = warnings.chain(report::limits_reached(&outcome, limited.limits)).collect();
+        Ok(Finished { outcome, trail, guard, warnings })
     }
 
-    /// What is to be read of a job that took this long: nothing that nobody is told.
-    fn counters(&self, wall: Duration) -> Option<Read> {
-        if self.run.account.is_wanted() || wall >= WORTH_A_LINE {
+    /// What is to be read of a job that took this long: nothing that nobody is told. That one came to its limits is told.
+    fn counters(&self, wall: Duration, is_limited: bool) -> Option<Read> {
+        if self.run.account.is_wanted() || wall >= WORTH_A_LINE || is_limited {
             return Some(Usage::read_all);
         }
         (self.told || self.run.say.is_verbose()).then_some(Usage::read)
@@ -413,7 +433,11 @@ impl Job<'_> {
         match self.hold {
             Some(hold) => {
                 let cpuset = self.pinning.and_then(|pinning| Some(pinning.v1.as_ref()?.path.clone()));
-                Ok(hold.ticket().record(&Change::Group { backend: backend.name().to_owned(), path, cpuset })?)
+                // Without a group of its own it has none for its limits.
+                let limits = |kind| self.v1_path(kind).filter(|_| backend != Backend::Subreaper);
+                let (memory, pids) = (limits(Kind::Memory), limits(Kind::Processes));
+                let backend = backend.name().to_owned();
+                Ok(hold.ticket().record(&Change::Group { backend, path, cpuset, memory, pids })?)
             }
             None => Ok(()),
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Error, Here, Run};
+use crate::cgroup::controller::Controller;
 use crate::cgroup::cpuset::{self, CpusetError, Way};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Detected, Place};
@@ -32,7 +33,7 @@ impl Keeper<'_> {
             return Way::Affinity { why: "--pin soft".to_owned(), cure: None };
         }
         let uid = rustix::process::geteuid().as_raw();
-        match cpuset::way(place, self.here.v1_offer(), &self.here.mountinfo, uid) {
+        match cpuset::way(place, self.here.v1_offer(Controller::Cpuset), &self.here.mountinfo, uid) {
             // A group that no ticket names has to go with that of the outer job.
             Way::V1(parent) if self.nested && JobId::in_group_path(&parent.path).next().is_none() => Way::Affinity {
                 why: "the job that it is a part of has no cpuset".to_owned(),
@@ -97,7 +98,7 @@ impl<'a> Pinning<'a> {
             return Err(Error::Refused(format!("memory nodes {} cannot be bound: {why}", self.pin.memory_nodes)));
         }
         let memory_nodes = can.then_some(&self.pin.memory_nodes);
-        Ok(Placement { tasks: None, cpus: Some(&self.pin.cpus), memory_nodes })
+        Ok(Placement { groups: [None; 3], cpus: Some(&self.pin.cpus), memory_nodes })
     }
 
     /// The affinity that is left where a cpuset cannot be had.

@@ -1,4 +1,4 @@
-//! What pins a command to its processors from inside, between its birth and execve(2).
+//! What puts a command where it is to run from inside, between its birth and execve(2).
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -8,8 +8,8 @@ use crate::pin::CpuList;
 /// What the command does to itself before it executes. A default one does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Placement<'a> {
-    /// The `tasks` file of its group in the v1 cpuset hierarchy.
-    pub tasks: Option<BorrowedFd<'a>>,
+    /// The `tasks` files of its groups in v1 hierarchies.
+    pub groups: [Option<BorrowedFd<'a>>; 3],
     /// Its affinity.
     pub cpus: Option<&'a CpuList>,
     /// The memory nodes that it binds itself to.
@@ -17,15 +17,20 @@ pub struct Placement<'a> {
 }
 
 impl Placement<'_> {
-    /// Takes the place. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
-    pub(super) fn take(&self) -> i32 {
-        if let Some(tasks) = self.tasks {
+    /// Joins its groups. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
+    pub(super) fn join(&self) -> i32 {
+        for tasks in self.groups.iter().flatten() {
             // "0" means whoever writes, if it has one thread: unlike a number it takes no kernel-wide lock.
             // SAFETY: writes one byte of a static string to a descriptor that is open.
             if unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
                 return last_errno();
             }
         }
+        0
+    }
+
+    /// Goes to its processors and memory nodes. As [`Placement::join`].
+    pub(super) fn take(&self) -> i32 {
         if let Some(words) = self.cpus.map(CpuList::words) {
             // SAFETY: the kernel reads as many bytes as there are. 0 is this process.
             if unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(words), words.as_ptr()) } < 0 {

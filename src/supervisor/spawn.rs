@@ -38,6 +38,9 @@ pub enum SpawnError {
     /// The process could not be made.
     #[error("cannot start a process for the command: {}", crate::error::reason(.0))]
     Fork(#[source] io::Error),
+    /// The process was made, but could not join the job's groups.
+    #[error("cannot put the command into its groups in cgroup v1: {}", crate::error::reason(.0))]
+    NotJoined(#[source] io::Error),
     /// The process was made, but could not be put where the command was to run.
     #[error("cannot pin the command to its processors: {}", crate::error::reason(.0))]
     NotPlaced(#[source] io::Error),
@@ -60,6 +63,7 @@ impl SpawnError {
     pub(super) fn of_failure(command: &Command, failure: i32) -> Self {
         match failure {
             SIGNALLED => Self::Signalled,
+            NOT_JOINED.. => Self::NotJoined(io::Error::from_raw_os_error(failure - NOT_JOINED)),
             NOT_PLACED.. => Self::NotPlaced(io::Error::from_raw_os_error(failure - NOT_PLACED)),
             errno => Self::exec(command, errno),
         }
@@ -92,8 +96,8 @@ struct Child<'a> {
     script_argv: Pointers,
     /// Signals for the supervisor.
     signals: &'a Signals,
-    /// Why nothing was executed: an errno, [`SIGNALLED`], or [`NOT_PLACED`] and an errno; 0 otherwise. In memory that both
-    /// processes share.
+    /// Why nothing was executed: an errno, [`SIGNALLED`], or [`NOT_PLACED`] or [`NOT_JOINED`] and an errno; 0 otherwise. In
+    /// memory that both processes share.
     failure: &'a AtomicI32,
 }
 
@@ -104,6 +108,9 @@ const SIGNALLED: i32 = -1;
 
 /// Higher than any errno: added to that of a call that was to pin the process.
 const NOT_PLACED: i32 = 0x1_0000;
+
+/// The same for one that was to put it into a group.
+const NOT_JOINED: i32 = 0x2_0000;
 
 /// What a command is started with, besides what it is.
 #[derive(Clone, Copy)]
@@ -165,12 +172,23 @@ pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Make
 pub(super) fn execute(command: &Command, start: Start<'_>) -> i32 {
     let environment = super::command::environment(start.variables);
     let (argv, mut script_argv) = arguments(command);
-    let errno = start.placement.take();
-    if errno != 0 {
-        return NOT_PLACED + errno;
+    let failure = take_place(&start.placement);
+    if failure != 0 {
+        return failure;
     }
     start.inherited.restore();
     exec(&command.candidates, &argv, &Pointers::to(environment.iter()), &mut script_argv)
+}
+
+/// Puts this process where the command is to run. Returns why it could not, or 0. Async-signal-safe.
+fn take_place(placement: &Placement<'_>) -> i32 {
+    match placement.join() {
+        0 => match placement.take() {
+            0 => 0,
+            errno => NOT_PLACED + errno,
+        },
+        errno => NOT_JOINED + errno,
+    }
 }
 
 /// The command's arguments, and those of a shell that runs it as a script.
@@ -191,12 +209,12 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     } else {
         Step::CommandBorn.reached();
         continue_soon();
-        match child.placement.take() {
+        match take_place(&child.placement) {
             0 => {
                 child.inherited.restore();
                 exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
             }
-            errno => NOT_PLACED + errno,
+            failure => failure,
         }
     };
     child.failure.store(failure, Ordering::SeqCst);
@@ -426,6 +444,21 @@ mod tests {
         match run(&["/bin/true"], &[], placement) {
             Err(SpawnError::NotPlaced(source)) => assert_eq!(source.raw_os_error(), Some(libc::EINVAL)),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_that_cannot_join_its_group_is_not_executed() {
+        let (read_only, full) = (
+            std::fs::File::open("/dev/null").unwrap(),
+            std::fs::File::options().write(true).open("/dev/full").unwrap(),
+        );
+        for (group, errno) in [(&read_only, libc::EBADF), (&full, libc::ENOSPC)] {
+            let groups = [None, Some(std::os::fd::AsFd::as_fd(group)), None];
+            match run(&["/bin/true"], &[], Placement { groups, ..Placement::default() }) {
+                Err(SpawnError::NotJoined(source)) => assert_eq!(source.raw_os_error(), Some(errno)),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -41,6 +41,7 @@ fn lines(job: &Job, proc: &Proc) -> Vec<Fact> {
     lines.push(("context switches", switches(context_switches(job, proc))));
     lines.extend(facts::disk(usage));
     lines.extend(pin(job).map(|pin| ("pins", pin)));
+    lines.extend(facts::limits(job.limits));
     lines.push(("group", facts::known(job.group.as_deref().map(text::path))));
     lines
 }

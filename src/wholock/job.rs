@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::Usage;
 use crate::job::{JobId, Mode};
+use crate::limit::Limits;
 use crate::lock::Seen;
 use crate::lock::record::Pinned;
 use crate::pin::CpuList;
@@ -71,6 +72,8 @@ pub struct Job {
     pub cores_asked: Option<usize>,
     /// Those that it has.
     pub reserved: Option<CpuList>,
+    /// What it may have at most.
+    pub limits: Limits,
     /// Its supervisor and guard.
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
@@ -125,6 +128,7 @@ impl Job {
             pinned: None,
             cores_asked: None,
             reserved: None,
+            limits: Limits::default(),
             message: Some("its ticket cannot be read: a newer version's?".to_owned()),
             keepers: Vec::new(),
             group: None,

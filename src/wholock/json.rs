@@ -14,6 +14,7 @@ use super::snapshot::{Inner, Job, Snapshot, State};
 use super::tree::{self, Process};
 use crate::cgroup::Usage;
 use crate::job::Mode;
+use crate::limit::Limits;
 use crate::lock::outsiders::Outsider;
 use crate::pin::{CpuList, Partition, Strength};
 use crate::procfs::Proc;
@@ -62,6 +63,8 @@ struct JobFields<'a> {
     context_switches: Option<SwitchesFields>,
     /// Where it runs, and cores that it asked for; `null` where it did neither.
     pin: Option<PinFields<'a>>,
+    /// What it may have at most; `null` as long as it waits, or where it has no limit of its own.
+    limits: Option<LimitFields>,
     inner: Vec<InnerFields<'a>>,
     /// How many more jobs there are inside it.
     inner_more: usize,
@@ -80,6 +83,14 @@ struct PinFields<'a> {
     cores_asked: Option<usize>,
     /// Those that it got, with every thread.
     reserved: Option<&'a CpuList>,
+}
+
+#[derive(Serialize)]
+struct LimitFields {
+    /// Memory and swap together.
+    memory_bytes: Option<u64>,
+    /// Processes and threads.
+    processes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -227,6 +238,7 @@ fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
             involuntary: switches.involuntary,
         }),
         pin: pin(job),
+        limits: limits(job.limits),
         inner: job.inner.iter().map(inner).collect(),
         inner_more: job.inner_more,
         process_list: tree.then(|| tree::read(proc, &job.members).into_iter().map(process).collect()),
@@ -244,6 +256,11 @@ fn pin(job: &Job) -> Option<PinFields<'_>> {
         cores_asked: job.cores_asked,
         reserved: job.reserved.as_ref(),
     })
+}
+
+fn limits(limits: Limits) -> Option<LimitFields> {
+    let Limits { memory_bytes, processes } = limits;
+    (!limits.is_empty()).then_some(LimitFields { memory_bytes, processes })
 }
 
 fn core_map(map: &CoreMap) -> CoresFields {

@@ -297,6 +297,7 @@ impl View<'_> {
             pinned: record.pinned.clone(),
             cores_asked: record.joined.cores,
             reserved: record.cores.clone(),
+            limits: record.limits,
             keepers,
             group: None,
             members: Vec::new(),

@@ -271,6 +271,7 @@ mod tests {
             pinned: None,
             cores_asked: None,
             reserved: None,
+            limits: Default::default(),
             keepers: vec![],
             group: None,
             members: Vec::new(),

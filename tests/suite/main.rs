@@ -19,6 +19,7 @@ mod inherit;
 mod junk;
 mod leaving;
 mod liars;
+mod limits;
 mod load;
 mod namespaces;
 mod neighbours;

@@ -29,6 +29,7 @@ pub(super) fn holder(number: u64, command: &str) -> Job {
         pinned: None,
         cores_asked: None,
         reserved: None,
+        limits: Default::default(),
         keepers: Vec::new(),
         group: None,
         inner: Vec::new(),
