@@ -29,7 +29,7 @@ fn a_fork_bomb_is_ended_within_its_time_limit_and_the_grace() {
         // It was one.
         let killed = done.stderr.split("perflock: killed ").nth(1).unwrap_or_default();
         let count: usize = killed.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
-        assert!(count > 200 && killed.contains(" after the time limit: tool ("), "{}", done.stderr);
+        assert!(count > 50 && killed.contains(" after the time limit: tool ("), "{}", done.stderr);
         world.assert_clean();
         took < allowed
     });
@@ -43,7 +43,7 @@ fn processes_that_fork_while_they_are_ended_are_ended() {
         for job in ["./tool forkers 4 & sleep 0.1; exit 3", "trap '' TERM; ./tool forkers 4 & sleep 0.1; exit 3"] {
             let world = furnished();
             let done = world.cmd(&format!("perflock --grace 0.2 {options} sh -c")).arg(job).run().exits(3);
-            assert!(done.stderr.starts_with("perflock: killed "), "{options} {job}: {}", done.stderr);
+            done.mentions("perflock: killed ");
             world.assert_clean();
         }
     }

@@ -19,11 +19,12 @@ fn the_lock_is_free_only_when_the_last_page_is_given_back() {
     let mib = if has(2048) { 2048 } else { 256 };
     let world = furnished();
     // By itself; as a leftover; and with its supervisor dead.
-    let leftover = format!("./tool huge {mib} stays > out & until [ -s out ]; do sleep 0.01; done; touch up");
+    let stays = |mib: u64| format!("./tool huge {mib} stays > out & until [ -s out ]; do sleep 0.01; done; touch up");
+    let goes = "until [ -e go ]; do sleep 0.01; done";
     let cases = [
-        ("touch up; until [ -e go ]; do sleep 0.01; done; exec ./tool huge".to_owned() + &format!(" {mib}"), false),
-        (format!("trap '' TERM; {leftover}; until [ -e go ]; do sleep 0.01; done"), false),
-        (format!("{leftover}; wait"), true),
+        (format!("touch up; {goes}; exec ./tool huge {}", mib / 4), false),
+        (format!("trap '' TERM; {}; {goes}", stays(mib)), false),
+        (format!("{}; wait", stays(mib / 4)), true),
     ];
     for (job, guarded) in cases {
         let running = world.cmd("perflock --grace 0 sh -c").arg(job).spawn();

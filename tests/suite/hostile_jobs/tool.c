@@ -13,6 +13,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void ready(void)
@@ -89,6 +90,9 @@ int main(int argc, char **argv)
                 return 1;
             if (!pid)
                 _exit(0);
+            // Until it is one; and it stays one.
+            siginfo_t info;
+            waitid(P_PID, pid, &info, WEXITED | WNOWAIT);
         }
         ready();
         sleep_for_ever();
