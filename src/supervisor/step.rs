@@ -63,7 +63,7 @@ pub struct Policy {
 }
 
 /// What a supervisor that has the time needs to kill a group, and more.
-const LATE: Duration = Duration::from_millis(300);
+const LATE: Duration = Duration::from_millis(500);
 
 impl Policy {
     /// How long after its start a job has been killed at the latest, if its supervisor found a processor to do it on.

@@ -152,9 +152,8 @@ fn a_new_group_is_a_possible_escape_and_worth_a_warning_when_it_used_cpu_time() 
         let report = report(&world);
         assert_eq!(report["escaped"], json!([]));
         let possible = report["possible_escapes"].as_array().unwrap();
-        assert_eq!(possible.len(), 1, "{report:#}");
-        let found = &possible[0];
-        assert_eq!(found["pid"], it.0);
+        // A test beside this one makes a container, which is anybody's.
+        let found = possible.iter().find(|found| found["pid"] == it.0).unwrap_or_else(|| panic!("{report:#}"));
         assert!(found["group"].as_str().unwrap().ends_with("/new"), "{found}");
         assert_eq!((&found["unit"], &found["container"]), (&Value::Null, &json!(false)));
         let cpu_usec = found["cpu_usec"].as_u64().unwrap();

@@ -632,7 +632,7 @@ fn what_left_the_group_of_its_job_keeps_the_cpuset_and_that_is_told() {
     let elsewhere = room.group().join("elsewhere.service");
     std::fs::create_dir(&elsewhere).unwrap();
     let script = "sleep 600 >/dev/null 2>&1 & echo $! > pid; echo $! > \"$0/cgroup.procs\"";
-    let done = room.cmd("pls --pin hard --cpus 1 sh -c").arg(script).arg(&elsewhere).run().exits(0);
+    let done = room.cmd("pls --escapes ignore --pin hard --cpus 1 sh -c").arg(script).arg(&elsewhere).run().exits(0);
     let left = pid_in(&room.path("pid"));
     let cpusets: Vec<_> = room.cpuset().children();
     assert_eq!(cpusets.len(), 1);

@@ -27,14 +27,14 @@ fn left_over(policy: Policy) -> Machine {
 #[test]
 fn a_job_that_others_had_to_end_for_its_limit_has_timed_out() {
     let policy = Policy { time_limit: Some(ms(500)), ..POLICY };
-    assert_eq!(policy.overdue(), Some(ms(10_800)));
+    assert_eq!(policy.overdue(), Some(ms(11_000)));
     let mut in_time = Machine::new(policy);
     // Seen late, but nobody would have ended it before.
-    assert_eq!(in_time.step(ms(10_799), Event::MainEnded), []);
+    assert_eq!(in_time.step(ms(10_999), Event::MainEnded), []);
     assert!(!in_time.timed_out());
     let mut late = Machine::new(policy);
-    assert_eq!(late.step(ms(10_800), Event::MainEnded), [Act::Tell(News::TimeLimit)]);
-    assert_eq!(late.step(ms(10_801), Event::Looked(Empty)), []);
+    assert_eq!(late.step(ms(11_000), Event::MainEnded), [Act::Tell(News::TimeLimit)]);
+    assert_eq!(late.step(ms(11_001), Event::Looked(Empty)), []);
     assert!(late.done() && late.timed_out());
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{furnished, job_group, of_a_plain_user, watch_end};
 use crate::guard::guard_of;
-use crate::harness::{is_slow, patient};
+use crate::harness::{groups, is_slow, patient};
 use crate::needs;
 
 #[test]
@@ -19,17 +19,18 @@ fn a_fork_bomb_is_ended_within_its_time_limit_and_the_grace() {
         let options = format!("perflock --time-limit {} --grace {} sh -c", limit.as_secs_f64(), grace.as_secs_f64());
         let running = world.cmd(&options).arg("trap '' TERM; exec ./tool bomb 300").spawn();
         running.wait_stdout("ready\n");
-        let mut limited = Instant::now();
-        watch_end(&world, &job_group(&world), || {
-            running.wait_stderr(" reached: ending the command\n");
+        let (mut limited, mut most) = (Instant::now(), 0);
+        let group = job_group(&world);
+        watch_end(&world, &group, || {
+            while !running.stderr().contains(" reached: ending the command\n") {
+                most = most.max(groups::processes(&group, &[]).len());
+            }
             limited = Instant::now();
         });
         let took = limited.elapsed();
         let done = running.wait().exits(124);
-        // It was one.
-        let killed = done.stderr.split("perflock: killed ").nth(1).unwrap_or_default();
-        let count: usize = killed.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
-        assert!(count > 50 && killed.contains(" after the time limit: tool ("), "{}", done.stderr);
+        // How many of it were killed is not told where the guard had to do it.
+        assert!(most > 50, "{most} processes are no bomb: {}", done.stderr);
         world.assert_clean();
         took < allowed
     });
