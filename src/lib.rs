@@ -67,6 +67,10 @@
 //!   ([`escape`]): one that runs as another user, or emptied its environment and lost its parent, is not, unless its group is
 //!   new. What a service that was there before runs for a job in its own group, and what ended before the job, is not seen; nor
 //!   is anything if perflock was killed.
+//! - Among processes that want every processor all the time, a fork bomb's, the supervisor comes late to whatever it does. At a
+//!   time limit the guard kills in its place ([`supervisor::guard`]), and then not all that were killed are counted. After the
+//!   command's end only the supervisor ends what it left, late. Where the scheduler has neither autogroups nor a cpu controller
+//!   between guard and job (sched(7)), the guard is late as well.
 //! - Jobs that ask for nothing may run on cores that others have to themselves: only `--isolated` keeps them off. Jobs inside
 //!   one job have no tickets, and so no cores of their own among each other.
 //! - That a soft pin was left is seen of the main process alone, when it ends. What its children did, nobody sees.

@@ -5,6 +5,9 @@
 //! supervisor opened itself: `getppid()` would race with its death. When the supervisor is dead, the guard kills the
 //! group, waits until it is empty, removes it, lets the lock go, and removes the ticket: in this order.
 //!
+//! While the supervisor lives the guard sleeps, but for one case: a job that is past its time limit and its grace, whose supervisor
+//! is seen to wait for a processor, is killed for it. The kernel's `cgroup.kill` needs no more than one turn of ours.
+//!
 //! In a systemd scope it lives beside the job group, since the session that the supervisor lives in may end first.
 //! systemd stops a scope by TERM to every process in it, and KILL 90 s later. The guard answers TERM by killing the job
 //! at once: if it died of it while the job did not, the job would go on unguarded until then.
