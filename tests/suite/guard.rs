@@ -321,7 +321,7 @@ fn a_supervisor_that_was_stopped_is_not_overtaken_by_its_guard() {
     needs!(V2);
     let world = World::new();
     let script = "trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
-    let running = world.cmd("perflock --time-limit 300ms --grace 100ms sh -c").arg(script).spawn();
+    let running = world.cmd("perflock --time-limit 300ms --grace 1s sh -c").arg(script).spawn();
     running.wait_stdout("ready\n");
     let guard = guard_of(&world);
     let sleeps = || voluntary_switches(guard);
