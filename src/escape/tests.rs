@@ -6,7 +6,7 @@ use super::*;
 
 const ID: &str = "7-a-0000000b-c";
 
-/// A machine on which a job ran for the last ten seconds, with 100 as the number of its main process.
+/// A machine on which a job ran for the last three seconds, with 100 as the number of its main process.
 struct Tree(tempfile::TempDir);
 
 impl Tree {
@@ -32,7 +32,9 @@ impl Tree {
     }
 
     fn process_since(&self, seconds: u64, pid: i32, ppid: i32, group: &str, environ: &str) {
-        let ticks = (crate::clock::boottime_usec() / 1_000_000 - seconds) * rustix::param::clock_ticks_per_second();
+        // A machine may have been booted just now.
+        let at_sec = (crate::clock::boottime_usec() / 1_000_000).saturating_sub(seconds);
+        let ticks = at_sec * rustix::param::clock_ticks_per_second();
         self.write(
             &format!("proc/{pid}/stat"),
             &format!("{pid} (p{pid}) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} 0 0"),
@@ -53,7 +55,7 @@ impl Tree {
         let mountinfo = || format!("23 20 0:23 / {} rw - cgroup2 cgroup2 rw\n", self.path("groups").display());
         let uid = rustix::process::geteuid().as_raw();
         let here = Here { proc: Proc::at(self.path("proc")), root: self.0.path(), mountinfo: &mountinfo, uid };
-        here.escapes(ID, Trail { main: 100, started: ago(10), group_inode }, Instant::now())
+        here.escapes(ID, Trail { main: 100, started: ago(3), group_inode }, Instant::now())
     }
 
     fn pids(&self) -> Vec<i32> {
