@@ -156,7 +156,7 @@ fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
 
 fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
     match value {
-        DeValue::Integer(number) => parse_duration(number.as_str()),
+        DeValue::Integer(_) => parse_duration(decimal(value)?),
         DeValue::Float(number) => parse_duration(number.as_str()),
         _ => parse_duration(string(value)?),
     }
@@ -164,9 +164,15 @@ fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
 
 fn number_or_string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     match value {
-        DeValue::Integer(number) => Ok(number.as_str()),
+        DeValue::Integer(_) => decimal(value),
         _ => string(value),
     }
+}
+
+/// The digits of a whole number. Those of `0x40` mean something else.
+fn decimal<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+    let number = value.as_integer().filter(|number| number.radix() == 10);
+    number.map(|number| number.as_str()).ok_or_else(|| "a whole number is expected, in decimal".to_owned())
 }
 
 fn duration_or_none(value: &DeValue<'_>) -> Result<Option<Duration>, String> {

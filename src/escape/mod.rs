@@ -110,8 +110,8 @@ pub struct Escapes {
 pub struct Trail {
     /// Its main process, whose number was given before that of every other process of the job.
     pub main: i32,
-    /// When that was born.
-    pub started: Instant,
+    /// When that was born, on the clock of [`crate::clock`]: processes count suspended time as well.
+    pub started_usec: u64,
     /// The inode number of the job's group, if it has one.
     pub group_inode: Option<u64>,
 }
@@ -151,16 +151,14 @@ impl Here<'_> {
 
     /// Processes that began while the job ran and live.
     fn born_between(&self, trail: Trail, until: Instant) -> Vec<Stat> {
-        let now_usec = crate::clock::boottime_usec();
-        let usec_ago = |at: Instant| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let ticks = |at: Instant| {
+        let until_usec = crate::clock::boottime_usec().saturating_sub(usec(until.elapsed()));
+        let ticks = |at_usec: u64| {
             let per_second = u128::from(rustix::param::clock_ticks_per_second());
-            let ticks = u128::from(now_usec.saturating_sub(usec_ago(at))) * per_second / 1_000_000;
-            u64::try_from(ticks).unwrap_or(u64::MAX)
+            u64::try_from(u128::from(at_usec) * per_second / 1_000_000).unwrap_or(u64::MAX)
         };
         // A tick more, since both we and the kernel round down.
-        let (first, last) = (ticks(trail.started).saturating_sub(1), ticks(until).saturating_add(1));
-        let given = numbers::given_since(trail.main, trail.started.elapsed(), &self.proc);
+        let (first, last) = (ticks(trail.started_usec).saturating_sub(1), ticks(until_usec).saturating_add(1));
+        let given = numbers::given_since(trail.main, crate::clock::since(trail.started_usec), &self.proc);
         let alive = |pid: &i32| {
             let stat = self.proc.stat(*pid).ok()?;
             let own = stat.pid == std::process::id().cast_signed();
@@ -197,7 +195,7 @@ impl Here<'_> {
             return Vec::new();
         }
         let mountinfo = (self.mountinfo)();
-        let wall = SystemTime::now().checked_sub(trail.started.elapsed());
+        let wall = SystemTime::now().checked_sub(crate::clock::since(trail.started_usec));
         let mut found: Vec<Possible> = Vec::new();
         let mut groups: Vec<(&Path, &[&Stat])> =
             groups.iter().map(|(path, stats)| (path.as_path(), stats.as_slice())).collect();
@@ -252,6 +250,10 @@ impl Here<'_> {
         // A group that somebody made in a unit that was there.
         (path != place.group && !place.container && is_new(path)?).then_some(path)
     }
+}
+
+fn usec(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Those of `stats` that are `carriers` or descend from them, and the rest.

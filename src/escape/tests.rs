@@ -51,11 +51,11 @@ impl Tree {
     }
 
     fn escapes_of(&self, group_inode: Option<u64>) -> Escapes {
-        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
         let mountinfo = || format!("23 20 0:23 / {} rw - cgroup2 cgroup2 rw\n", self.path("groups").display());
         let uid = rustix::process::geteuid().as_raw();
         let here = Here { proc: Proc::at(self.path("proc")), root: self.0.path(), mountinfo: &mountinfo, uid };
-        here.escapes(ID, Trail { main: 100, started: ago(3), group_inode }, Instant::now())
+        let started_usec = crate::clock::boottime_usec() - 3_000_000;
+        here.escapes(ID, Trail { main: 100, started_usec, group_inode }, Instant::now())
     }
 
     fn pids(&self) -> Vec<i32> {

@@ -102,8 +102,15 @@ pub fn stuck(stuck: &[Stuck], count: usize) -> String {
         .collect();
     groups.sort();
     groups.dedup();
-    let cures: Vec<String> =
-        groups.iter().map(|group| format!("echo THAWED > {}", text::path(&group.join("freezer.state")))).collect();
+    let cures: Vec<String> = groups
+        .iter()
+        .map(|group| {
+            format!(
+                "echo THAWED > {}",
+                text::command_line(&[group.join("freezer.state").to_string_lossy().into_owned()])
+            )
+        })
+        .collect();
     let cure = if cures.is_empty() { String::new() } else { format!("; to let {them} end: {}", cures.join("; ")) };
     format!(
         "{} {were} not end: {}; the machine is held until {they}{cure}",

@@ -86,7 +86,7 @@ impl Job<'_> {
             }
             self.run.account.supervisor_lost(usage);
         };
-        let charge = Charge { keep: &shared, after: &after, overdue: self.run.settings.policy.overdue() };
+        let charge = Charge { keep: &shared, after: &after, policy: self.run.settings.policy };
         let result = self.in_a_place(detected, mountinfo, charge);
         if result.is_err() {
             // The error is what there is to say.
@@ -348,6 +348,8 @@ impl Job<'_> {
         limited: &Limited,
     ) -> Result<Finished, Error> {
         self.run.account.runs(main.started);
+        let ago_usec = u64::try_from(main.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let started_usec = crate::clock::boottime_usec().saturating_sub(ago_usec);
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
         let counters = |wall| self.counters(wall, !limited.limits.is_empty());
@@ -368,7 +370,7 @@ impl Job<'_> {
             until_empty(group, true, None);
         }
         let outcome = outcome.map(|it| Outcome { usage: self.with_v1_counters(it.usage), ..it });
-        let trail = Trail { main: main.pid, started: main.started, group_inode: group.inode() };
+        let trail = Trail { main: main.pid, started_usec, group_inode: group.inode() };
         let removed = group.remove();
         let left = self.remove_v1();
         // In a scope, and where we could not watch, this is the first time that it is told.

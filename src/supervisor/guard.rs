@@ -25,7 +25,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::shared::SharedWord;
-use super::step::SURVIVES_FOR;
+use super::step::{Policy, SURVIVES_FOR};
 use crate::cgroup::{JobGroup, Maker, Population, Usage, kill_survivors};
 use crate::child;
 use crate::fork::{self, Kin};
@@ -76,8 +76,8 @@ pub struct Charge<'a> {
     /// Called when the supervisor is dead and the group is empty and removed, with what it used: lets the lock go, and the
     /// ticket.
     pub after: &'a dyn Fn(Usage),
-    /// See [`Policy::overdue`](super::step::Policy::overdue).
-    pub overdue: Option<Duration>,
+    /// How the job is ended.
+    pub policy: Policy,
 }
 
 impl Guard {
@@ -153,8 +153,8 @@ pub(super) fn serve(
     kept.extend(term.as_ref().map(|term| term.as_fd().as_raw_fd()));
     kept.extend(born.map(AsRawFd::as_raw_fd));
     leave_everything_else(kept, NAME);
-    let at = charge.overdue.and_then(|overdue| Instant::now().checked_add(overdue));
-    let overdue = at.map(|at| Overdue { group, at, pause: LOOKS.0 });
+    let at = charge.policy.overdue().and_then(|overdue| Instant::now().checked_add(overdue));
+    let overdue = at.map(|at| Overdue { group, grace: charge.policy.grace, at, pause: LOOKS.0, starved: false });
     if watch(supervisor, term.as_ref(), overdue) == End::Stopped {
         // Said before it is done: the supervisor sees the job end.
         told.inspect(|told| told.0.word().store(1, Ordering::SeqCst));
@@ -219,29 +219,50 @@ enum End {
 /// autogroups).
 struct Overdue<'a> {
     group: &'a dyn JobGroup,
+    grace: Duration,
     at: Instant,
     pause: Duration,
+    /// The supervisor was seen to wait for a processor when it was looked at last.
+    starved: bool,
 }
 
 /// The first and the longest pause between two looks at a job that is overdue.
-const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const LOOKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// A guard that wakes so much too late was itself kept from running, and most likely the supervisor too: by a freezer, say.
+const HELD_UP: Duration = Duration::from_millis(250);
 
 impl Overdue<'_> {
-    /// Kills the job if its supervisor lacks nothing but a processor for that. One that sleeps has done it, or gives the
-    /// members time that a stop of its own had taken; one that is stopped is somebody's will. `None`: all is done.
+    /// Kills the job if its supervisor lacks nothing but a processor for that, as was seen twice in a row: one that was just woken
+    /// has one in a moment. One that sleeps has done it, or gives the members time that a stop of its own had taken; one that is
+    /// stopped is somebody's will. `None`: all is done.
     fn look(mut self) -> Option<Self> {
-        if self.at > Instant::now() {
+        let now = Instant::now();
+        if self.at > now {
             return Some(self);
         }
-        let supervisor = Proc::default().stat(rustix::process::getppid()?.as_raw_pid()).ok()?;
-        match supervisor.state {
-            _ if self.group.population() == Population::Empty => return None,
-            // What cannot be killed now is killed when we look again.
-            'R' | 'D' => drop(self.group.kill()),
-            'S' => {}
-            _ => return None,
+        if now >= self.at + HELD_UP {
+            self.at = now.checked_add(self.grace)? + LOOKS.1;
+            return Some(self);
         }
-        self.at = Instant::now() + self.pause;
+        if self.group.population() == Population::Empty {
+            return None;
+        }
+        let supervisor = rustix::process::getppid()?.as_raw_pid();
+        let state = Proc::default().stat(supervisor).map_or('?', |stat| stat.state);
+        if matches!(state, 'T' | 't') {
+            // When it goes on, the members get TERM and their grace from it.
+            self.starved = false;
+            self.at = now.checked_add(self.grace)? + LOOKS.1;
+            return Some(self);
+        }
+        let starves = matches!(state, 'R' | 'D');
+        if starves && self.starved {
+            // What cannot be killed now is killed when we look again.
+            let _ = self.group.kill();
+        }
+        self.starved = starves;
+        self.at = now + self.pause;
         self.pause = (self.pause * 2).min(LOOKS.1);
         Some(self)
     }

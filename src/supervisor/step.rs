@@ -88,6 +88,8 @@ pub enum Origin {
 pub enum Event {
     /// A signal for the supervisor.
     Signal(i32, Origin),
+    /// The main process died of SIGKILL; [`Event::MainEnded`] follows.
+    MainKilled,
     /// The main process was reaped.
     MainEnded,
     /// The group was looked at.
@@ -223,13 +225,14 @@ impl Machine {
         let mut acts = Vec::new();
         match event {
             Event::Signal(signal, origin) => self.on_signal(now, signal, origin, &mut acts),
+            // The guard has ended it for us.
+            Event::MainKilled if self.phase == Phase::Running && self.policy.overdue().is_some_and(|at| now >= at) => {
+                self.timed_out = true;
+                acts.push(Act::Tell(News::TimeLimit));
+            }
+            Event::MainKilled => {}
             Event::MainEnded => {
                 self.main_ended = true;
-                if self.phase == Phase::Running && self.policy.overdue().is_some_and(|overdue| now >= overdue) {
-                    // The guard has ended it for us, or nothing did: it is no job that ended in time.
-                    self.timed_out = true;
-                    acts.push(Act::Tell(News::TimeLimit));
-                }
                 if self.phase == Phase::Running {
                     self.phase = Phase::Settling { until: now + SETTLE, prepared: false };
                 }

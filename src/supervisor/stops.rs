@@ -108,6 +108,8 @@ impl Stops {
 
     fn stop(&mut self) {
         self.blocked.let_in();
+        // What was blocked before us stays so, and is not asked about again and again.
+        mask::drop_stops();
         (self.since, self.looked) = (None, false);
     }
 }

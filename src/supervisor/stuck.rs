@@ -33,18 +33,20 @@ pub enum Why {
 /// The first few of the members that live on, and how many there are. `frozen` are those that were found frozen.
 pub fn look(group: &dyn JobGroup, frozen: &[Frozen]) -> (Vec<Stuck>, usize) {
     let members = group.members();
-    let stuck = members.iter().filter_map(|&pid| look_at(&Proc::default(), pid, frozen)).take(NAMED).collect();
+    // The kernel kills a whole group without asking whose its processes are.
+    let asks = group.changes().is_none();
+    let stuck = members.iter().filter_map(|&pid| look_at(&Proc::default(), pid, frozen, asks)).take(NAMED).collect();
     (stuck, members.len())
 }
 
-fn look_at(proc: &Proc, pid: i32, frozen: &[Frozen]) -> Option<Stuck> {
+fn look_at(proc: &Proc, pid: i32, frozen: &[Frozen], asks: bool) -> Option<Stuck> {
     let stat = proc.stat(pid).ok()?;
     // Its main thread may have ended, and another hold it up.
     let threads = if stat.is_headless() { proc.threads(pid).unwrap_or_default() } else { Vec::new() };
     let states = threads.into_iter().filter_map(|thread| Some(proc.stat(thread).ok()?.state));
     let state = states.chain([stat.state]).find(|&state| state != 'Z').unwrap_or(stat.state);
     let own = rustix::process::geteuid();
-    let other = proc.uid(pid).ok().filter(|&uid| !own.is_root() && uid != own.as_raw());
+    let other = proc.uid(pid).ok().filter(|&uid| asks && !own.is_root() && uid != own.as_raw());
     let why = match (frozen.iter().find(|frozen| frozen.pid == pid), state, other) {
         (Some(frozen), ..) => Why::Frozen(frozen.group.clone()),
         (None, 'D', _) => Why::InKernel,

@@ -29,11 +29,12 @@ fn a_job_that_others_had_to_end_for_its_limit_has_timed_out() {
     let policy = Policy { time_limit: Some(ms(500)), ..POLICY };
     assert_eq!(policy.overdue(), Some(ms(11_000)));
     let mut in_time = Machine::new(policy);
-    // Seen late, but nobody would have ended it before.
-    assert_eq!(in_time.step(ms(10_999), Event::MainEnded), []);
+    // Killed by somebody, before the guard would have done it.
+    assert_eq!(in_time.step(ms(499), Event::MainKilled), []);
     assert!(!in_time.timed_out());
     let mut late = Machine::new(policy);
-    assert_eq!(late.step(ms(11_000), Event::MainEnded), [Act::Tell(News::TimeLimit)]);
+    assert_eq!(late.step(ms(11_000), Event::MainKilled), [Act::Tell(News::TimeLimit)]);
+    assert_eq!(late.step(ms(11_000), Event::MainEnded), []);
     assert_eq!(late.step(ms(11_001), Event::Looked(Empty)), []);
     assert!(late.done() && late.timed_out());
 }
