@@ -172,7 +172,7 @@ fn number_or_string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
 /// The digits of a whole number. Those of `0x40` mean something else.
 fn decimal<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     let number = value.as_integer().filter(|number| number.radix() == 10);
-    number.map(|number| number.as_str()).ok_or_else(|| "a whole number is expected, in decimal".to_owned())
+    number.map(toml::de::DeInteger::as_str).ok_or_else(|| "a whole number is expected, in decimal".to_owned())
 }
 
 fn duration_or_none(value: &DeValue<'_>) -> Result<Option<Duration>, String> {

@@ -54,7 +54,7 @@ impl Signals {
         Ok(Self { pipe: reader.into(), writer })
     }
 
-    /// Also reports ^Z, until [`stop_by_default`]. Only a waiter needs it: a holder stops like any program.
+    /// Also reports ^Z, until [`stop_by_default`]. Only a waiter needs it: a holder stops when its command has ([`super::stops`]).
     ///
     /// # Errors
     /// The kernel refused; none is known to.

@@ -90,7 +90,7 @@ pub enum Event {
     Signal(i32, Origin),
     /// The main process died of SIGKILL; [`Event::MainEnded`] follows.
     MainKilled,
-    /// The main process was reaped.
+    /// The main process ended. It is reaped, unless another process traces it.
     MainEnded,
     /// The group was looked at.
     Looked(Population),
