@@ -36,7 +36,7 @@ for_each_way! {
     pipes_end_with_their_readers();
     an_editor_is_used_and_stopped(Program("vim.tiny"));
     a_pager_reads_a_file_from_stdin(Program("less"));
-    jobs_end_with_the_terminal();
+    jobs_end_with_the_terminal(Speed);
     a_hang_up_ends_the_job(Root);
     without_a_shell_nothing_is_stopped();
 }
