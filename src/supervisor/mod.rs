@@ -196,10 +196,10 @@ impl Supervisor<'_> {
                 if let Some(tracer) = end.tracer_to_tell(main) {
                     (self.notice)(Notice::Traced(tracer));
                 }
-                // Where members are told by being our children, it is one until it is reaped.
                 if end.exit == Some(Exit::Signal(libc::SIGKILL)) && !machine.main_ended() {
                     self.feed(&mut machine, main, Event::MainKilled, &mut leftovers);
                 }
+                // Where members are told by being our children, it is one until it is reaped.
                 if !machine.main_ended() && (end.exit.is_some() || self.group.changes().is_some()) {
                     self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
                 }

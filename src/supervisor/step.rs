@@ -225,12 +225,14 @@ impl Machine {
         let mut acts = Vec::new();
         match event {
             Event::Signal(signal, origin) => self.on_signal(now, signal, origin, &mut acts),
-            // The guard has ended it for us.
-            Event::MainKilled if self.phase == Phase::Running && self.policy.overdue().is_some_and(|at| now >= at) => {
-                self.timed_out = true;
-                acts.push(Act::Tell(News::TimeLimit));
+            Event::MainKilled => {
+                // By the guard for us, if it is that late. Nothing else is due: it has ended, as is told next.
+                if self.phase == Phase::Running && self.policy.overdue().is_some_and(|at| now >= at) {
+                    self.timed_out = true;
+                    acts.push(Act::Tell(News::TimeLimit));
+                }
+                return acts;
             }
-            Event::MainKilled => {}
             Event::MainEnded => {
                 self.main_ended = true;
                 if self.phase == Phase::Running {

@@ -32,6 +32,11 @@ fn a_job_that_others_had_to_end_for_its_limit_has_timed_out() {
     // Killed by somebody, before the guard would have done it.
     assert_eq!(in_time.step(ms(499), Event::MainKilled), []);
     assert!(!in_time.timed_out());
+    // The same between limit and kill, seen before the limit was: what killed it was not the limit.
+    let mut killed = Machine::new(policy);
+    assert_eq!(killed.step(ms(501), Event::MainKilled), []);
+    assert_eq!(killed.step(ms(501), Event::MainEnded), []);
+    assert!(!killed.timed_out());
     let mut late = Machine::new(policy);
     assert_eq!(late.step(ms(11_000), Event::MainKilled), [Act::Tell(News::TimeLimit)]);
     assert_eq!(late.step(ms(11_000), Event::MainEnded), []);
