@@ -461,7 +461,7 @@ impl Run {
         if let Some(hold) = hold {
             hold.release();
         }
-        let given_back = Instant::now();
+        let given_back_usec = crate::clock::boottime_usec();
         if let (Some(by_uid), Err(_)) = (cancelled, &result) {
             self.cancelled(by_uid);
         }
@@ -472,7 +472,7 @@ impl Run {
         let what_happened =
             [cancelled.map(report::cancelled), report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
-        let escapes = id.map(|id| escape::Here::look().escapes(&id.to_string(), trail, given_back));
+        let escapes = id.map(|id| escape::Here::look().escapes(&id.to_string(), trail, given_back_usec));
         let escaped = escapes.as_ref().map(report::escapes::warnings).unwrap_or_default();
         let (full, not_written) = self.account.finished(&outcome, cancelled, escapes);
         for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&not_written) {

@@ -30,7 +30,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
@@ -135,9 +135,9 @@ impl Here<'_> {
         Self { proc: Proc::default(), root: Path::new("/"), mountinfo: &detect::own_mountinfo, uid }
     }
 
-    /// Looks for what the job `id` left elsewhere, now that its group is empty and the machine given back at `until`.
-    pub fn escapes(&self, id: &str, trail: Trail, until: Instant) -> Escapes {
-        let young = self.born_between(trail, until);
+    /// Looks for what the job `id` left elsewhere, now that its group is empty and the machine given back at `until_usec`.
+    pub fn escapes(&self, id: &str, trail: Trail, until_usec: u64) -> Escapes {
+        let young = self.born_between(trail, until_usec);
         if young.is_empty() {
             return Escapes::default();
         }
@@ -150,8 +150,7 @@ impl Here<'_> {
     }
 
     /// Processes that began while the job ran and live.
-    fn born_between(&self, trail: Trail, until: Instant) -> Vec<Stat> {
-        let until_usec = crate::clock::boottime_usec().saturating_sub(usec(until.elapsed()));
+    fn born_between(&self, trail: Trail, until_usec: u64) -> Vec<Stat> {
         let ticks = |at_usec: u64| {
             let per_second = u128::from(rustix::param::clock_ticks_per_second());
             u64::try_from(u128::from(at_usec) * per_second / 1_000_000).unwrap_or(u64::MAX)
@@ -163,7 +162,7 @@ impl Here<'_> {
             let stat = self.proc.stat(*pid).ok()?;
             let own = stat.pid == std::process::id().cast_signed();
             let young = (first..=last).contains(&stat.start_ticks);
-            (young && !own && !stat.kernel_thread && !matches!(stat.state, 'Z' | 'X')).then_some(stat)
+            (young && !own && !stat.kernel_thread && !stat.is_dead()).then_some(stat)
         };
         given.among(&self.proc).iter().filter_map(alive).collect()
     }
@@ -250,10 +249,6 @@ impl Here<'_> {
         // A group that somebody made in a unit that was there.
         (path != place.group && !place.container && is_new(path)?).then_some(path)
     }
-}
-
-fn usec(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Those of `stats` that are `carriers` or descend from them, and the rest.

@@ -55,7 +55,7 @@ impl Tree {
         let uid = rustix::process::geteuid().as_raw();
         let here = Here { proc: Proc::at(self.path("proc")), root: self.0.path(), mountinfo: &mountinfo, uid };
         let started_usec = crate::clock::boottime_usec() - 3_000_000;
-        here.escapes(ID, Trail { main: 100, started_usec, group_inode }, Instant::now())
+        here.escapes(ID, Trail { main: 100, started_usec, group_inode }, crate::clock::boottime_usec())
     }
 
     fn pids(&self) -> Vec<i32> {

@@ -20,6 +20,7 @@ use crate::limit::Kind;
 use crate::lock::{Change, Hold};
 use crate::pin::Partition;
 use crate::report;
+use crate::report::document::in_usec;
 use crate::step::Step;
 use crate::supervisor::command::Command;
 use crate::supervisor::guard::{Charge, Guard, until_empty};
@@ -348,8 +349,7 @@ impl Job<'_> {
         limited: &Limited,
     ) -> Result<Finished, Error> {
         self.run.account.runs(main.started);
-        let ago_usec = u64::try_from(main.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let started_usec = crate::clock::boottime_usec().saturating_sub(ago_usec);
+        let started_usec = crate::clock::boottime_usec().saturating_sub(in_usec(main.started.elapsed()));
         let mut notice = |notice: Notice| self.notice(notice);
         let signals = self.signals;
         let counters = |wall| self.counters(wall, !limited.limits.is_empty());
