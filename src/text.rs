@@ -153,6 +153,15 @@ pub fn parse_size(text: &str) -> Option<u64> {
     i64::try_from(size).ok().map(i64::cast_unsigned)
 }
 
+/// `a, b, c and 3 more`: the first `most` of them, each as `one` has it.
+pub fn listed<T>(all: &[T], most: usize, one: impl Fn(&T) -> String) -> String {
+    let shown: Vec<String> = all.iter().take(most).map(one).collect();
+    match all.len().saturating_sub(most) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// `1 job`, `2 jobs`; `1 process`, `2 processes`.
 pub fn count(n: usize, thing: &str) -> String {
     match (n, thing.ends_with('s')) {

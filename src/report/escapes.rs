@@ -39,7 +39,7 @@ pub fn escaped(found: &[Escaped]) -> String {
         let place = place.map(|place| format!(", in {}", text::escape(place))).unwrap_or_default();
         format!("{} ({}{place})", command(&it.command, &it.name), it.pid)
     };
-    listed(found, one)
+    text::listed(found, NAMED, one)
 }
 
 /// `run-u3.service (make -j8, 4312; used 12.3s of CPU time), /docker/0123 (…) and 3 more`.
@@ -56,21 +56,13 @@ pub fn possible(found: &[Possible]) -> String {
         let first = command(&it.command, "process");
         format!("{kind}{name} ({first}, {}{more}{})", it.pid, used.unwrap_or_default())
     };
-    listed(found, one)
+    text::listed(found, NAMED, one)
 }
 
 fn command(argv: &[String], name: &str) -> String {
     match argv {
         [] => text::escape(name),
         argv => text::cut(&text::command_line(argv), COMMAND_COLUMNS),
-    }
-}
-
-fn listed<T>(found: &[T], one: impl Fn(&T) -> String) -> String {
-    let shown: Vec<String> = found.iter().take(NAMED).map(one).collect();
-    match found.len().saturating_sub(NAMED) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::document::{End, Neighbour, Reason, Report};
 use super::escapes;
 use super::facts::{self, Fact, UNKNOWN};
-use super::{forks_refused, why_killed};
+use super::{forks_refused, some, why_killed};
 use crate::child::WaitedFor;
 use crate::job::Mode;
 use crate::machine::Machine;
@@ -181,11 +181,7 @@ fn neighbours(neighbours: &[Neighbour]) -> String {
         }
         format!("{user}'s {command} ({}{how})", neighbour.mode)
     };
-    let shown: Vec<String> = neighbours.iter().take(NAMED).map(one).collect();
-    match neighbours.len().saturating_sub(NAMED) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
+    text::listed(neighbours, NAMED, one)
 }
 
 fn memory(report: &Report) -> Vec<Fact> {
@@ -200,12 +196,7 @@ fn memory(report: &Report) -> Vec<Fact> {
     vec![
         ("memory", memory),
         ("memory awaited", facts::known(facts::time(usage.memory_stall_usec))),
-        (
-            "out of memory",
-            facts::known(
-                usage.oom_kills.map(|kills| text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process")),
-            ),
-        ),
+        ("out of memory", facts::known(usage.oom_kills.map(|kills| some(kills, "process")))),
     ]
 }
 
@@ -312,7 +303,7 @@ pub fn notes(report: &Report) -> Vec<String> {
         }),
         held_back.map(|usec| format!("a CPU limit on its group, or one above, held it back for {}", time(usec))),
         killed.map(|kills| {
-            let count = text::count(usize::try_from(kills).unwrap_or(usize::MAX), "process");
+            let count = some(kills, "process");
             match report.limits.memory_bytes {
                 Some(_) => format!("{count} of it killed by the kernel, {}", why_killed(usage, report.limits.limits())),
                 None => format!("{count} of it killed by the kernel, since the group or the machine had no memory left"),
