@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::v2::{Location, subgroups};
-use super::{JobGroup, v1};
+use super::{JobGroup, detect, v1};
 use crate::procfs::{self, Proc};
 
 /// What the kernel calls it.
@@ -33,7 +33,7 @@ pub(super) fn thaw(job: &dyn JobGroup) -> Vec<Frozen> {
     let proc = Proc::default();
     // Most machines have no such hierarchy, and most others no group in it.
     let Ok(Some(_)) = proc.own_cgroup_v1(CONTROLLER) else { return Vec::new() };
-    let Ok(mountinfo) = fs::read_to_string("/proc/self/mountinfo") else { return Vec::new() };
+    let mountinfo = detect::own_mountinfo();
     let root = v1::locate_by_name(&mountinfo, Path::new("/"), CONTROLLER);
     if root.is_some_and(|root| subgroups(&root.directory()).is_ok_and(|groups| groups.is_empty())) {
         return Vec::new();

@@ -241,16 +241,13 @@ impl Overdue<'_> {
         if self.at > now {
             return Some(self);
         }
-        if now >= self.at + HELD_UP {
-            self.at = now.checked_add(self.grace)? + LOOKS.1;
-            return Some(self);
-        }
-        if self.group.population() == Population::Empty {
+        let held_up = now >= self.at + HELD_UP;
+        if !held_up && self.group.population() == Population::Empty {
             return None;
         }
         let supervisor = rustix::process::getppid()?.as_raw_pid();
         let state = Proc::default().stat(supervisor).map_or('?', |stat| stat.state);
-        if matches!(state, 'T' | 't') {
+        if held_up || matches!(state, 'T' | 't') {
             // When it goes on, the members get TERM and their grace from it.
             self.starved = false;
             self.at = now.checked_add(self.grace)? + LOOKS.1;

@@ -147,8 +147,8 @@ pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Make
     let envp = Pointers::to(environment.iter());
     let mut child = Child { command, inherited, placement, argv, envp, script_argv, signals, failure };
     // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
-    // until the child has executed the command. If the child took it before that, it has gone on: it is told again. All other signals stay open, so that none is lost. One that comes
-    // before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
+    // until the child has executed the command. If the child took it before that, it has gone on: it is told again. All
+    // other signals stay open, so that none is lost. One that comes before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
     // later one for the whole process group reaches the child too (fork.c, copy_process).
     let blocked = BlockedSignals::stopping().map_err(SpawnError::Fork)?;
     let started = Instant::now();
