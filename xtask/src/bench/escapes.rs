@@ -6,16 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::area::Inside;
-use super::start::IDLE;
+use super::start::{IDLE, time_in_turn};
 use super::stats::{Line, Sample};
-use super::tools::{Running, time_msec, wait_until_few_processes};
+use super::tools::{Running, wait_until_few_processes};
 use crate::Failure;
 
 /// How many processes sleep elsewhere on a full machine.
 const OTHERS: usize = 3000;
-
-/// Rounds that are not counted.
-const WARM_UP: usize = 3;
 
 /// Measures `pairs` rounds, with few other processes and with many.
 ///
@@ -33,18 +30,7 @@ pub(super) fn measure(place: &Inside, pairs: usize, print: &mut dyn FnMut(Vec<Li
 /// The default against a run that does not ask, and against itself: the second ratio is what the first is blurred by.
 fn compare(place: &Inside, pairs: usize, besides: &str) -> Result<Vec<Line>, Failure> {
     let mut programs = [program(place, &[])?, program(place, &["--escapes", "ignore"])?, program(place, &[])?];
-    let mut samples = vec![Sample::default(); programs.len()];
-    for round in 0..WARM_UP + pairs {
-        for turn in 0..programs.len() {
-            // Each goes first equally often.
-            let index = (round + turn) % programs.len();
-            std::thread::sleep(IDLE);
-            let took_msec = time_msec(place, &mut programs[index])?;
-            if round >= WARM_UP {
-                samples[index].push(took_msec);
-            }
-        }
-    }
+    let samples = time_in_turn(place, &mut programs, Some(IDLE), pairs)?;
     let [own, ignoring, again] = &samples[..] else { return Err("there are three programs".to_owned()) };
     let ratio = |other: &Sample| own.pairs(other, |own, other| own / other);
     let line = |other: String, ratio: Sample, target| Line {

@@ -15,12 +15,16 @@ pub(super) const IDLE: Duration = Duration::from_millis(100);
 /// Rounds that are not counted.
 const WARM_UP: usize = 3;
 
-/// Measures `pairs` rounds of all programs, with idle time before each run.
+/// Milliseconds of each program in `pairs` rounds of all of them, with idle time before each run.
 ///
 /// # Errors
 /// A program cannot be run.
-pub(super) fn measure(place: &Inside, name: &str, idle: Option<Duration>, pairs: usize) -> Result<Vec<Line>, Failure> {
-    let mut programs = programs(place)?;
+pub(super) fn time_in_turn(
+    place: &Inside,
+    programs: &mut [Command],
+    idle: Option<Duration>,
+    pairs: usize,
+) -> Result<Vec<Sample>, Failure> {
     let mut samples = vec![Sample::default(); programs.len()];
     for round in 0..WARM_UP + pairs {
         for turn in 0..programs.len() {
@@ -35,6 +39,15 @@ pub(super) fn measure(place: &Inside, name: &str, idle: Option<Duration>, pairs:
             }
         }
     }
+    Ok(samples)
+}
+
+/// Measures `pairs` rounds of all programs, with idle time before each run.
+///
+/// # Errors
+/// A program cannot be run.
+pub(super) fn measure(place: &Inside, name: &str, idle: Option<Duration>, pairs: usize) -> Result<Vec<Line>, Failure> {
+    let samples = time_in_turn(place, &mut programs(place)?, idle, pairs)?;
     let cold = idle.is_some();
     let [perflock, floor, flock, wrapper] = &samples[..] else { return Err("there are four programs".to_owned()) };
     let ratio = |other: &Sample| perflock.pairs(other, |own, other| own / other);

@@ -3,14 +3,11 @@
 use std::process::Command;
 
 use super::super::area::Inside;
-use super::super::start::IDLE;
+use super::super::start::{IDLE, time_in_turn};
 use super::super::stats::{Line, Sample};
 use super::super::tools::time_msec;
 use crate::Failure;
 use crate::room::Room;
-
-/// Rounds that are not counted.
-const WARM_UP: usize = 3;
 
 /// Measures `pairs` rounds of all programs, with idle time before each run.
 ///
@@ -28,18 +25,7 @@ pub(super) fn measure(place: &Inside, room: &Room, pairs: usize) -> Result<Vec<L
         program(place, "pls", &[])?,
         program(place, "pls", cores)?,
     ];
-    let mut samples = vec![Sample::default(); programs.len()];
-    for round in 0..WARM_UP + pairs {
-        for turn in 0..programs.len() {
-            // Each goes first equally often.
-            let index = (round + turn) % programs.len();
-            std::thread::sleep(IDLE);
-            let took_msec = time_msec(place, &mut programs[index])?;
-            if round >= WARM_UP {
-                samples[index].push(took_msec);
-            }
-        }
-    }
+    let samples = time_in_turn(place, &mut programs, Some(IDLE), pairs)?;
     let [perflock, hard, soft, pls, leased] = &samples[..] else { return Err("there are five programs".to_owned()) };
     let line = |what: String, own: &Sample, than: &str, other: &Sample, limit: Option<f64>| {
         let more_msec = own.pairs(other, |own, other| own - other);
