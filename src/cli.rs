@@ -87,9 +87,18 @@ pub struct RunArgs {
     /// Use a lock of your own: only your jobs exclude each other
     #[arg(long, conflicts_with = "lock")]
     pub private: bool,
-    /// Set this machine up: create the lock file and the queue directory
+    /// Set this machine up: create the lock file and the queue directory, now and at every boot, and let users' jobs have cpusets
     #[arg(long, conflicts_with_all = ["private", "command"])]
     pub setup: bool,
+    /// With --setup: let services of the machine's own run under pls: apt-daily, updatedb, or any by its name
+    #[arg(long, value_name = "SERVICE,...", value_delimiter = ',', requires = "setup")]
+    pub tame: Vec<String>,
+    /// Take away what --setup made, if nobody holds the machine or waits for it
+    #[arg(long, conflicts_with_all = ["setup", "private", "cancel", "command"])]
+    pub undo: bool,
+    /// With --setup or --undo: say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// End a job: it leaves the queue, or is sent TERM and after --grace KILL
     #[arg(long, value_name = "JOB", conflicts_with_all = ["setup", "command"])]
     pub cancel: Option<String>,
@@ -208,6 +217,9 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.group.is_some() && !args.setup {
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
     }
+    if args.dry_run && !args.setup && !args.undo {
+        return Err(Aside::Usage("--dry-run goes with --setup or --undo; a command is run or it is not".to_owned()));
+    }
     let placed = args.cpus.is_some() || args.cores.is_some();
     if args.isolated && args.pin == Some(pin::Choice::Soft) {
         return Err(Aside::Usage("--isolated needs a cpuset, and --pin soft has none".to_owned()));
@@ -221,7 +233,7 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.isolated && !placed {
         return Err(Aside::Usage("--isolated needs processors to isolate: --cpus LIST or --cores N".to_owned()));
     }
-    if args.command.is_empty() && !args.setup && args.cancel.is_none() {
+    if args.command.is_empty() && !args.setup && !args.undo && args.cancel.is_none() {
         return Err(Aside::Usage(format!(
             "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
         )));
@@ -323,6 +335,11 @@ mod tests {
             "--leftovers keep true",
             "--nonsense true",
             "--setup true",
+            "--undo true",
+            "--undo --setup",
+            "--undo --private",
+            "--dry-run true",
+            "--tame apt-daily true",
             "--cancel 3 true",
             "--cancel",
             "--group g true",

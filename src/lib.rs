@@ -122,6 +122,7 @@ pub mod report;
 pub mod run;
 pub mod say;
 pub mod settings;
+pub mod setup;
 pub mod step;
 pub mod supervisor;
 pub mod text;

@@ -11,6 +11,7 @@ mod here;
 mod job;
 mod limiting;
 mod pinning;
+mod setting_up;
 mod wait;
 
 use std::ffi::{c_char, c_int};
@@ -152,7 +153,8 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         let settings = Settings::new(args, &environment, config, mode);
         let say = Say::new(name, settings.verbosity);
         match &args.cancel {
-            _ if args.setup => set_up(&settings, args, &say),
+            _ if args.setup => setting_up::set_up(&settings, args, &say),
+            _ if args.undo => setting_up::undo(&settings, args.dry_run, &say),
             Some(job) => cancel(settings, job, &say),
             None => {
                 let account = Account::open(&settings, &args.command)?;
@@ -167,26 +169,6 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
             Ending::Code(error.code())
         }
     })
-}
-
-/// `--setup`.
-fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<Ending, Error> {
-    let users = match &args.group {
-        None => setup::Users::All,
-        Some(group) => {
-            let unknown =
-                || Error::Usage(format!("there is no group {}; make it with: groupadd {group}", text::escape(group)));
-            setup::Users::Group(crate::user::group_id(group).ok_or_else(unknown)?)
-        }
-    };
-    let changes = setup::set_up(&settings.lock, users, true)?;
-    for change in &changes {
-        say.note(change);
-    }
-    if changes.is_empty() {
-        say.note(&format!("{} is already set up; nothing was changed", settings.lock.display()));
-    }
-    Ok(Ending::Code(0))
 }
 
 /// `--cancel`.
@@ -285,7 +267,7 @@ impl Run {
         match Lock::open(lock) {
             Err(LockError::Missing(_)) if rustix::process::geteuid().is_root() => {
                 for change in setup::set_up(lock, setup::Users::All, false)? {
-                    self.say.note(&change);
+                    self.say.note(&change.done());
                 }
                 self.say.note("the lock is now set up for everybody (for one group: perflock --setup --group NAME)");
                 if ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()) {

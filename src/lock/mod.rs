@@ -41,6 +41,7 @@ pub mod queue;
 pub mod record;
 pub mod setup;
 pub mod ticket;
+pub mod undo;
 mod wait;
 pub mod waiting;
 

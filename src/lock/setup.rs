@@ -34,12 +34,62 @@ impl Users {
     }
 }
 
-/// Creates what is missing, and with `repair` also sets owner group and modes of what exists. Returns a line for
-/// each thing that was changed; none if there was nothing to do.
+/// A file or directory that is made, or whose permissions are set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    path: PathBuf,
+    made: bool,
+    users: Users,
+    mode: u32,
+}
+
+impl Change {
+    /// What was done.
+    pub fn done(&self) -> String {
+        self.said("created", "set the permissions of")
+    }
+
+    /// What `--dry-run` says of it.
+    pub fn planned(&self) -> String {
+        self.said("would create", "would set the permissions of")
+    }
+
+    fn said(&self, make: &str, set: &str) -> String {
+        let Self { path, made, users, mode } = self;
+        let group = match users {
+            Users::All | Users::Own => String::new(),
+            Users::Group(gid) => format!("group {gid}, "),
+        };
+        format!("{} {} ({group}mode {mode:04o})", if *made { make } else { set }, path.display())
+    }
+}
+
+/// What [`set_up`] would do, with `repair`. Nothing is changed, and nothing has to be permitted.
+///
+/// # Errors
+/// Something else stands in the place of the file or the directory.
+pub fn would_set_up(lock: &Path, users: Users) -> Result<Vec<Change>, LockError> {
+    let directory = queue_directory(lock);
+    let (file_mode, directory_mode) = users.modes();
+    let mut changes = Vec::new();
+    for (path, mode) in [(&*directory, directory_mode), (lock, file_mode)] {
+        let made = match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => return Err(FileError::on("look at", path)(error).into()),
+            Ok(metadata) if is_right(&metadata, users, mode) => continue,
+            Ok(_) => false,
+        };
+        changes.push(Change { path: path.to_owned(), made, users, mode });
+    }
+    Ok(changes)
+}
+
+/// Creates what is missing, and with `repair` also sets owner group and modes of what exists. Returns what was changed; none if
+/// there was nothing to do.
 ///
 /// # Errors
 /// Not permitted, or something else stands in the place of the file or the directory.
-pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<String>, LockError> {
+pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<Change>, LockError> {
     let directory = queue_directory(lock);
     let users = if repair { users } else { users_of(lock).unwrap_or(users) };
     let (file_mode, directory_mode) = users.modes();
@@ -66,8 +116,7 @@ pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<String>, Lo
     for (path, made, mode, flags) in all {
         let changed = (made || repair) && permit(path, users, mode, flags)?;
         if made || changed {
-            let what = if made { "created" } else { "set the permissions of" };
-            changes.push(format!("{what} {} ({}mode {mode:04o})", path.display(), group_note(users)));
+            changes.push(Change { path: path.to_owned(), made, users, mode });
         }
     }
     Ok(changes)
@@ -80,11 +129,17 @@ fn users_of(lock: &Path) -> Option<Users> {
     for_a_group.then_some(Users::Group(metadata.gid()))
 }
 
-fn group_note(users: Users) -> String {
-    match users {
-        Users::All | Users::Own => String::new(),
-        Users::Group(gid) => format!("group {gid}, "),
-    }
+/// Owner and group that a file is to have: whoever owns it could change its mode, so where root sets up it is root's.
+fn owners(metadata: &std::fs::Metadata, users: Users) -> (u32, u32) {
+    let gid = match users {
+        Users::All | Users::Own => metadata.gid(),
+        Users::Group(gid) => gid,
+    };
+    (if rustix::process::geteuid().is_root() { 0 } else { metadata.uid() }, gid)
+}
+
+fn is_right(metadata: &std::fs::Metadata, users: Users, mode: u32) -> bool {
+    (metadata.mode() & 0o7777, (metadata.uid(), metadata.gid())) == (mode, owners(metadata, users))
 }
 
 /// Sets owner, group and mode; false if they were right.
@@ -92,14 +147,9 @@ fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, L
     let fd = rustix::fs::open(path, CAREFULLY | flags, FileMode::empty()).map_err(FileError::on("open", path))?;
     let file = std::fs::File::from(fd);
     let metadata = file.metadata().map_err(FileError::on("look at", path))?;
-    let gid = match users {
-        Users::All | Users::Own => metadata.gid(),
-        Users::Group(gid) => gid,
-    };
-    // Whoever owns the file could change its mode: where root sets up, it is root's.
-    let uid = if rustix::process::geteuid().is_root() { 0 } else { metadata.uid() };
-    let right = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (mode, uid, gid);
+    let right = is_right(&metadata, users, mode);
     if !right {
+        let (uid, gid) = owners(&metadata, users);
         let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         rustix::fs::chownat(&file, "", owner, group, AtFlags::EMPTY_PATH)
             .map_err(FileError::on("set the owner of", path))?;

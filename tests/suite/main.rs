@@ -43,6 +43,7 @@ mod scope;
 mod scope_bus;
 mod scope_death;
 mod setup;
+mod setup_machine;
 mod signals;
 mod smoke;
 mod terminal;

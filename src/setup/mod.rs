@@ -1,0 +1,292 @@
+//! What `--setup` puts on a machine beside the lock, and `--undo` takes away: files by which the lock returns at boot, users'
+//! jobs get controllers, and services of the machine's own wait their turn.
+//!
+//! # Theory of operation
+//!
+//! A plan is made first, from what is wanted and what is there: a list of [`Step`]s, each of which can be said before it is done
+//! (`--dry-run`) and after it. What is there already makes no step, so that a second run changes nothing.
+//!
+//! A file that we wrote begins with [`MARK`]. One without it is somebody else's: it is neither written over nor removed. An
+//! administrator who wants to keep changes takes the mark out. A package has the same files without the mark below
+//! `/usr/lib`; where those are, none is written below `/etc`.
+//!
+//! Everything is below a root directory: `/`, but in tests.
+
+pub mod unit;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::FileError;
+use crate::lock::setup::Users;
+
+/// The first line of every file that we write.
+pub const MARK: &str =
+    "# Written by perflock --setup, and removed by perflock --undo; without this line it is left alone.\n";
+
+/// By which the lock returns at boot: tmpfiles.d(5).
+const TMPFILES: &str = include_str!("../../config/tmpfiles.d/perflock.conf");
+
+/// By which systemd gives a user's jobs every controller that a job can use.
+const DELEGATION: &str = include_str!("../../config/systemd/user@.service.d/perflock.conf");
+
+/// Where units are, the first one that has a unit wins: systemd.unit(5).
+const UNIT_DIRECTORIES: [&str; 5] = [
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+];
+
+/// Services that run now and then and disturb whoever measures, by the name that people know them by.
+const KNOWN: [(&str, &[&str]); 2] = [
+    ("apt-daily", &["apt-daily.service", "apt-daily-upgrade.service"]),
+    ("updatedb", &["plocate-updatedb.service", "mlocate-updatedb.service", "updatedb.service"]),
+];
+
+/// What is wanted besides the lock.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// `/`, but in tests.
+    pub root: &'a Path,
+    /// Who may use the lock.
+    pub users: Users,
+    /// Services that are to run under `pls`: `--tame`.
+    pub tame: &'a [String],
+    /// The `pls` that they are to run under.
+    pub pls: &'a Path,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write a file.
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// All of it.
+        text: String,
+        /// What it is good for.
+        why: String,
+        /// systemd must read its units again.
+        unit: bool,
+    },
+    /// Remove a file that we wrote.
+    Remove {
+        /// Which.
+        path: PathBuf,
+        /// systemd must read its units again.
+        unit: bool,
+    },
+}
+
+impl Step {
+    /// What is done, as a sentence fragment that begins with `write` or `remove`.
+    pub fn described(&self) -> (&'static str, String) {
+        match self {
+            Self::Write { path, why, .. } => ("write", format!("{}: {why}", path.display())),
+            Self::Remove { path, .. } => ("remove", path.display().to_string()),
+        }
+    }
+
+    /// Whether systemd must be told.
+    pub fn is_unit(&self) -> bool {
+        match self {
+            Self::Write { unit, .. } | Self::Remove { unit, .. } => *unit,
+        }
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn perform(&self) -> Result<(), FileError> {
+        match self {
+            Self::Write { path, text, .. } => write(path, text),
+            Self::Remove { path, .. } => {
+                fs::remove_file(path).map_err(FileError::on("remove", path))?;
+                // The drop-in's directory, unless others have files in it; never the one that all of them are in.
+                if let Some(directory) = path.parent().filter(|it| it.extension().is_some_and(|end| end == "d"))
+                    && directory.file_name() != Some("tmpfiles.d".as_ref())
+                {
+                    let _ = fs::remove_dir(directory);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What is to be done, and what was found that is to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// A line each.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// What `wanted` needs on the machine that is below its root.
+    ///
+    /// # Errors
+    /// A word of `--tame` that is no service here, or a service that cannot run under `pls`.
+    pub fn make(wanted: &Wanted<'_>) -> Result<Self, String> {
+        let mut plan = Self::default();
+        let root = wanted.root;
+        let why = "the lock returns at every boot";
+        if ["usr/lib/tmpfiles.d", "etc/tmpfiles.d"].iter().any(|directory| root.join(directory).is_dir()) {
+            plan.wants(root, "tmpfiles.d/perflock.conf", &tmpfiles(wanted.users), why, false);
+        } else {
+            plan.notes.push("nothing here makes files at boot (tmpfiles.d): run this again after each".to_owned());
+        }
+        if root.join("run/systemd/system").is_dir() {
+            let why = "jobs of users who log in from now on can have cpusets, and their I/O counted";
+            plan.wants(root, "systemd/system/user@.service.d/perflock.conf", DELEGATION, why, true);
+        }
+        for word in wanted.tame {
+            plan.tame(wanted, word)?;
+        }
+        Ok(plan)
+    }
+
+    /// What `--undo` removes: every file that bears our mark.
+    pub fn undo(root: &Path) -> Self {
+        let mut plan = Self::default();
+        let units = root.join("etc/systemd/system");
+        let mut drop_ins: Vec<PathBuf> = fs::read_dir(&units)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|end| end == "d"))
+            .map(|path| path.join("perflock.conf"))
+            .collect();
+        drop_ins.sort();
+        let tmpfiles = root.join("etc/tmpfiles.d/perflock.conf");
+        let all = [(tmpfiles, false)].into_iter().chain(drop_ins.into_iter().map(|path| (path, true)));
+        for (path, unit) in all {
+            match found(&path) {
+                Found::Ours(_) => plan.steps.push(Step::Remove { path, unit }),
+                Found::Theirs => plan.notes.push(left_alone(&path)),
+                Found::Missing => {}
+            }
+        }
+        plan
+    }
+
+    /// Plans a file below `etc`, unless it or the package's is there.
+    fn wants(&mut self, root: &Path, name: &str, content: &str, why: &str, unit: bool) {
+        let packaged = root.join("usr/lib").join(name);
+        if fs::read_to_string(&packaged).is_ok_and(|there| there == content) {
+            return;
+        }
+        let (path, text) = (root.join("etc").join(name), format!("{MARK}{content}"));
+        match found(&path) {
+            Found::Ours(there) if there == text => {}
+            Found::Ours(_) | Found::Missing => {
+                self.steps.push(Step::Write { path, text, why: why.to_owned(), unit });
+            }
+            Found::Theirs => self.notes.push(left_alone(&path)),
+        }
+    }
+
+    fn tame(&mut self, wanted: &Wanted<'_>, word: &str) -> Result<(), String> {
+        let own;
+        let names = match KNOWN.iter().find(|(known, _)| *known == word) {
+            Some((_, names)) => *names,
+            None if word.ends_with(".service") && !word.contains('/') => {
+                own = [word];
+                &own[..]
+            }
+            None => return Err(format!("--tame takes apt-daily, updatedb, or the name of a service: not {word:?}")),
+        };
+        let mut any = false;
+        for name in names {
+            let Some(file) = unit_file(wanted.root, name) else { continue };
+            any = true;
+            let text = fs::read_to_string(&file).map_err(|e| FileError::on("read", &file)(e).to_string())?;
+            let tamed = unit::under_pls(&text, wanted.pls).map_err(|why| format!("{name} stays as it is: {why}"))?;
+            if let Some(tamed) = tamed {
+                let why = format!("{name} runs under pls, and waits while somebody has the machine alone");
+                let path = format!("systemd/system/{name}.d/perflock.conf");
+                self.wants(wanted.root, &path, &tamed, &why, true);
+            }
+        }
+        if !any {
+            self.notes.push(format!("there is no {} here", names.join(", nor ")));
+        }
+        Ok(())
+    }
+}
+
+/// A unit's file, if it has one. A link to /dev/null, which masks a unit, is none.
+fn unit_file(root: &Path, name: &str) -> Option<PathBuf> {
+    let mut all = UNIT_DIRECTORIES.iter().map(|directory| root.join(directory).join(name));
+    all.find(|path| path.symlink_metadata().is_ok()).filter(|path| path.is_file())
+}
+
+/// The file for tmpfiles.d(5): for everybody as it is, for one group with its number and modes.
+fn tmpfiles(users: Users) -> String {
+    match users {
+        Users::Group(gid) => TMPFILES
+            .replace("0666 root root", &format!("0660 root {gid}"))
+            .replace("1777 root root", &format!("3775 root {gid}")),
+        Users::All | Users::Own => TMPFILES.to_owned(),
+    }
+}
+
+enum Found {
+    Missing,
+    /// It bears our mark.
+    Ours(String),
+    Theirs,
+}
+
+fn found(path: &Path) -> Found {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Missing,
+        // A link is nothing that we made, whatever it leads to.
+        Ok(metadata) if metadata.is_file() => {}
+        _ => return Found::Theirs,
+    }
+    match fs::read_to_string(path) {
+        Ok(text) if text.starts_with(MARK) => Found::Ours(text),
+        _ => Found::Theirs,
+    }
+}
+
+fn left_alone(path: &Path) -> String {
+    format!("{} is not of perflock's making, and stays as it is", path.display())
+}
+
+/// Writes a file whole or not at all, with the directories that it needs.
+fn write(path: &Path, text: &str) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory).map_err(FileError::on("create", directory))?;
+    let new = directory.join(format!(".perflock.{}", std::process::id()));
+    // A file that was left there is not followed, nor kept.
+    let _ = fs::remove_file(&new);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&new)
+        .and_then(|mut file| {
+            // Whatever the umask is, others must be able to read it.
+            rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&new, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&new);
+        FileError::on("write", path)(error)
+    })
+}
+
+#[cfg(test)]
+mod tests;

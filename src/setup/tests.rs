@@ -1,0 +1,138 @@
+use super::*;
+
+/// A machine with systemd, whose apt is Debian's.
+fn machine() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for directory in ["usr/lib/tmpfiles.d", "run/systemd/system", "usr/lib/systemd/system", "etc/systemd/system"] {
+        fs::create_dir_all(root.path().join(directory)).unwrap();
+    }
+    let unit = "[Service]\nType=oneshot\nExecStart=/usr/lib/apt/apt.systemd.daily update\n";
+    fs::write(root.path().join("usr/lib/systemd/system/apt-daily.service"), unit).unwrap();
+    root
+}
+
+fn plan(root: &Path, users: Users, tame: &[&str]) -> Result<Plan, String> {
+    let tame: Vec<String> = tame.iter().map(|&word| word.to_owned()).collect();
+    Plan::make(&Wanted { root, users, tame: &tame, pls: Path::new("/usr/bin/pls") })
+}
+
+fn perform(plan: &Plan) {
+    for step in &plan.steps {
+        step.perform().unwrap();
+    }
+}
+
+/// Every file below `etc`.
+fn files(root: &Path) -> Vec<String> {
+    fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => walk(&entry.path(), found),
+                false => found.push(entry.path()),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root.join("etc"), &mut found);
+    let mut names: Vec<String> =
+        found.iter().map(|path| path.strip_prefix(root).unwrap().display().to_string()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_written_is_written_once_and_undone() {
+    let root = machine();
+    let first = plan(root.path(), Users::All, &["apt-daily"]).unwrap();
+    assert_eq!(first.notes, [] as [&str; 0]);
+    perform(&first);
+    let all = [
+        "etc/systemd/system/apt-daily.service.d/perflock.conf",
+        "etc/systemd/system/user@.service.d/perflock.conf",
+        "etc/tmpfiles.d/perflock.conf",
+    ];
+    assert_eq!(files(root.path()), all);
+    for (file, packaged) in [(all[0], "apt-daily.service.d"), (all[1], "user@.service.d")] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd").join(packaged).join("perflock.conf");
+        let expected = format!("{MARK}{}", fs::read_to_string(source).unwrap());
+        assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), expected);
+    }
+    assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
+    // Others' files in the same directories stay, with the directories.
+    fs::write(root.path().join("etc/systemd/system/apt-daily.service.d/own.conf"), "").unwrap();
+    perform(&Plan::undo(root.path()));
+    assert_eq!(files(root.path()), ["etc/systemd/system/apt-daily.service.d/own.conf"]);
+    assert!(!root.path().join("etc/systemd/system/user@.service.d").exists());
+    assert_eq!(Plan::undo(root.path()), Plan::default());
+}
+
+#[test]
+fn another_group_s_lock_is_written_anew() {
+    let root = machine();
+    perform(&plan(root.path(), Users::All, &[]).unwrap());
+    let changed = plan(root.path(), Users::Group(77), &[]).unwrap();
+    let [Step::Write { text, .. }] = &changed.steps[..] else { panic!("{changed:?}") };
+    assert!(text.contains("f /run/perflock   0660 root 77 -\nd /run/perflock.d 3775 root 77 -\n"), "{text}");
+}
+
+#[test]
+fn a_file_without_our_mark_is_left_alone() {
+    let root = machine();
+    let path = root.path().join("etc/tmpfiles.d/perflock.conf");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let theirs = "f /run/perflock 0600 me me -\n";
+    let elsewhere = root.path().join("elsewhere");
+    for link in [false, true] {
+        fs::write(if link { &elsewhere } else { &path }, format!("{}{theirs}", if link { MARK } else { "" })).unwrap();
+        if link {
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        }
+        for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path())] {
+            assert_eq!(plan.notes, [left_alone(&path)]);
+            assert!(plan.steps.iter().all(|step| !step.described().1.contains("tmpfiles")), "{plan:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_package_brought_is_not_written_again() {
+    let root = machine();
+    for (path, text) in [("tmpfiles.d", TMPFILES), ("systemd/system/user@.service.d", DELEGATION)] {
+        let directory = root.path().join("usr/lib").join(path);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("perflock.conf"), text).unwrap();
+    }
+    assert_eq!(plan(root.path(), Users::All, &[]).unwrap(), Plan::default());
+    // One for a group is another.
+    assert_eq!(plan(root.path(), Users::Group(7), &[]).unwrap().steps.len(), 1);
+}
+
+#[test]
+fn a_machine_without_systemd_is_told_what_it_lacks() {
+    let root = tempfile::tempdir().unwrap();
+    let found = plan(root.path(), Users::All, &["updatedb"]).unwrap();
+    assert_eq!(found.steps, []);
+    assert_eq!(
+        found.notes,
+        [
+            "nothing here makes files at boot (tmpfiles.d): run this again after each",
+            "there is no plocate-updatedb.service, nor mlocate-updatedb.service, nor updatedb.service here"
+        ]
+    );
+}
+
+#[test]
+fn a_service_that_cannot_run_under_pls_is_an_error() {
+    let root = machine();
+    let units = root.path().join("usr/lib/systemd/system");
+    fs::write(units.join("own.service"), "[Service]\nType=notify\nExecStart=/bin/x\n").unwrap();
+    let why = plan(root.path(), Users::All, &["own.service"]).unwrap_err();
+    assert_eq!(why, "own.service stays as it is: it is a daemon (Type=notify), and no job that ends");
+    for word in ["apt", "../x.service", ""] {
+        assert!(plan(root.path(), Users::All, &[word]).unwrap_err().starts_with("--tame takes "), "{word}");
+    }
+    // Masked.
+    std::os::unix::fs::symlink("/dev/null", root.path().join("etc/systemd/system/own.service")).unwrap();
+    assert_eq!(plan(root.path(), Users::All, &["own.service"]).unwrap().notes, ["there is no own.service here"]);
+}

@@ -1,0 +1,162 @@
+//! Setting a whole machine up, and undoing it: in a mount namespace whose /run and /etc are the test's.
+
+use std::fs;
+
+use crate::harness::{Cmd, World};
+use crate::needs;
+
+/// A shell script on a machine with systemd and a service of the night. What its `systemctl` is told is in the file `told`.
+fn on_a_machine(world: &World, script: &str) -> Cmd {
+    let told = world.path("told");
+    world.script("systemctl", &format!("#!/bin/sh\necho \"$*\" >>{}\n", told.display()));
+    let unit = "[Service]\nType=oneshot\nExecStart=/usr/lib/apt/apt.systemd.daily update\n";
+    world.write("nightly.service", unit);
+    let here = world.path("").display().to_string();
+    let script = format!(
+        "mkdir -p etc/tmpfiles.d etc/systemd/system; cp -L /etc/passwd /etc/group etc; cp nightly.service etc/systemd/system; \
+         mount --bind etc /etc; mount -t tmpfs run /run; mkdir -p /run/systemd/system; unset PERFLOCK_LOCK; \
+         PATH={here}:$PATH; {script}"
+    );
+    world.cmd("unshare --mount sh -ec").arg(script)
+}
+
+const FILES: &str = "find /etc/tmpfiles.d /etc/systemd /run -type f -o -name perflock.d | sort";
+
+#[test]
+fn a_machine_is_set_up_once_and_undone() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = format!(
+        "perflock --setup --dry-run --tame nightly.service; {FILES}; perflock --setup --tame nightly.service; {FILES}; \
+         perflock --setup --tame nightly.service; cat /etc/systemd/system/nightly.service.d/perflock.conf; \
+         perflock --undo --dry-run; perflock --undo; perflock --undo; {FILES}"
+    );
+    let done = on_a_machine(&world, &script).run().exits(0);
+    let steps = "write /etc/tmpfiles.d/perflock.conf: the lock returns at every boot\n\
+        write /etc/systemd/system/user@.service.d/perflock.conf: jobs of users who log in from now on can have cpusets, and their \
+        I/O counted\n\
+        write /etc/systemd/system/nightly.service.d/perflock.conf: nightly.service runs under pls, and waits while somebody has \
+        the machine alone\n";
+    let lines = |text: &str, verb: &str| -> String {
+        text.lines().map(|line| format!("perflock: {verb} {}\n", line.split_once(' ').unwrap().1)).collect()
+    };
+    let removed = "x /etc/tmpfiles.d/perflock.conf\nx /etc/systemd/system/nightly.service.d/perflock.conf\n\
+        x /etc/systemd/system/user@.service.d/perflock.conf\n";
+    let said = [
+        "perflock: would create /run/perflock.d (mode 1777)\nperflock: would create /run/perflock (mode 0666)\n"
+            .to_owned(),
+        lines(steps, "would write"),
+        "perflock: created /run/perflock.d (mode 1777)\nperflock: created /run/perflock (mode 0666)\n".to_owned(),
+        lines(steps, "wrote"),
+        "perflock: /run/perflock is already set up; nothing was changed\n".to_owned(),
+        "perflock: would remove /run/perflock.d and /run/perflock\n".to_owned(),
+        lines(removed, "would remove"),
+        "perflock: removed /run/perflock.d\nperflock: removed /run/perflock\n".to_owned(),
+        lines(removed, "removed"),
+        "perflock: /run/perflock is not set up; nothing was changed\n".to_owned(),
+    ];
+    let done = done.says(&said.concat());
+    let pls =
+        std::path::PathBuf::from(world.cmd("sh -c").arg("command -v pls").run().stdout.trim()).canonicalize().unwrap();
+    let before = "/etc/systemd/system/nightly.service\n";
+    done.prints(&format!(
+        "{before}{before}/etc/systemd/system/nightly.service.d/perflock.conf\n\
+         /etc/systemd/system/user@.service.d/perflock.conf\n/etc/tmpfiles.d/perflock.conf\n/run/perflock\n/run/perflock.d\n\
+         # Written by perflock --setup, and removed by perflock --undo; without this line it is left alone.\n\
+         # Runs under pls: it waits while somebody has the machine alone, and no such job starts before it has ended.\n\
+         [Service]\nExecStart=\nExecStart={} --quiet -- /usr/lib/apt/apt.systemd.daily update\nTimeoutStartSec=infinity\n{before}",
+        pls.display()
+    ));
+    // For what was written, and what was removed; not for what was the same.
+    assert_eq!(world.read("told"), "daemon-reload\ndaemon-reload\n");
+}
+
+#[test]
+fn the_lock_returns_at_boot_with_its_permissions() {
+    needs!(Root, Program("unshare"), Program("systemd-tmpfiles"));
+    for (group, expected) in [("", "666 0 0\n1777 0 0\n"), ("--group users", "660 0 GID\n3775 0 GID\n")] {
+        let world = World::new();
+        let script = format!(
+            "perflock -q --setup {group}; rm -r /run/perflock /run/perflock.d; systemd-tmpfiles --create \
+             /etc/tmpfiles.d/perflock.conf; stat -c '%a %u %g' /run/perflock /run/perflock.d; perflock --setup {group}"
+        );
+        let gid = nix::unistd::Group::from_name("users").unwrap().unwrap().gid.to_string();
+        let done = on_a_machine(&world, &script).run().exits(0);
+        done.prints(&expected.replace("GID", &gid))
+            .says("perflock: /run/perflock is already set up; nothing was changed\n");
+    }
+}
+
+#[test]
+fn what_is_not_perflock_s_is_left_alone() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = "echo '# mine' >/etc/tmpfiles.d/perflock.conf; mkdir /run/perflock.d; echo >/run/perflock.d/notes; \
+                  perflock -q --setup; perflock --undo || echo $?; cat /etc/tmpfiles.d/perflock.conf; ls /run/perflock.d; \
+                  test -e /run/perflock && perflock true";
+    let done = on_a_machine(&world, script).run().exits(0).prints("125\n# mine\nnotes\n");
+    done.mentions("perflock: cannot remove /run/perflock.d: Directory not empty\n");
+}
+
+#[test]
+fn a_systemd_that_does_not_answer_is_told_of() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = "printf '#!/bin/sh\\nexit 1\\n' >systemctl; perflock --setup";
+    let done = on_a_machine(&world, script).run().exits(125);
+    done.mentions("perflock: systemd was not told of its new units; run: systemctl daemon-reload\n");
+}
+
+#[test]
+fn nothing_is_undone_while_somebody_uses_the_machine() {
+    needs!(V2);
+    let world = World::new();
+    let undo = || world.cmd("perflock --undo").run();
+    let holder = world.holder("pls");
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    undo().exits(75).mentions(&format!("perflock: not undone: the machine is in use by 1 job; {user} runs sh -c "));
+    holder.signal(libc::SIGTERM);
+    holder.wait().dies_of(libc::SIGTERM);
+
+    let flock = world.cmd("flock").arg(world.lock()).args(["sh", "-c", "echo running; exec sleep 600"]).spawn();
+    flock.wait_stdout("running\n");
+    undo().exits(75).mentions(&format!("perflock: not undone: the machine is in use; {user} runs "));
+    let waiter = world.waiter("1.x", world.cmd("perflock true"));
+    undo().exits(75).mentions("perflock: not undone: the machine is in use by 1 job; ");
+    assert!(world.lock().exists() && world.queue().exists());
+    drop(waiter);
+    drop(flock);
+}
+
+#[test]
+fn a_lock_of_one_s_own_is_undone_with_what_the_dead_left() {
+    needs!(V2);
+    let world = World::new();
+    let waiter = world.holder("perflock");
+    // Its ticket stays, with nobody to clean it.
+    let behind = world.waiter("2.x", world.cmd("perflock true"));
+    behind.signal(libc::SIGKILL);
+    behind.wait().dies_of(libc::SIGKILL);
+    waiter.signal(libc::SIGTERM);
+    waiter.wait().dies_of(libc::SIGTERM);
+    assert_eq!(world.tickets(), ["2.x"]);
+    let (lock, queue) = (world.lock(), world.queue());
+    let said = format!("perflock: removed {}\nperflock: removed {}\n", queue.display(), lock.display());
+    world.cmd("perflock --undo").run().exits(0).prints("").says(&said);
+    assert!(!lock.exists() && !queue.exists());
+    // As it was, for the world's own end.
+    fs::write(&lock, "").unwrap();
+    fs::create_dir(&queue).unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let world = World::new();
+    let refused = |line: &str, why: &str| {
+        world.cmd(line).run().exits(125).prints("").mentions(why);
+    };
+    refused("perflock --setup --tame apt-daily", "--tame is for the machine's own lock");
+    refused("perflock --dry-run true", "--dry-run goes with --setup or --undo");
+    refused("perflock --undo --setup", "cannot be used with");
+    assert!(world.lock().exists());
+}
