@@ -63,8 +63,18 @@ fn every_console_block_does_what_the_readme_shows() {
         // `sudo` may be missing, and nothing is to be gained by root. Each command's output goes to a file of its own,
         // and a job in the background has begun before the next command.
         let mut script = "mount -t tmpfs tmpfs /run\nsudo() { \"$@\"; }\n".to_owned();
-        if !commands.iter().any(|(command, _)| command.contains("--setup")) {
-            script.push_str("perflock --setup -q\n");
+        if commands.iter().any(|(command, _)| command.contains("--setup")) {
+            // As on a machine with systemd, whose /etc is the test's.
+            world.script("systemctl", "#!/bin/sh\n");
+            script.push_str(
+                "mkdir -p etc/tmpfiles.d /run/systemd/system; cp -L /etc/passwd /etc/group etc; mount --bind etc /etc\n\
+                 PATH=$PWD:$PATH\n",
+            );
+        } else {
+            script.push_str(
+                "perflock --setup -q --lock /run/perflock.new; mv /run/perflock.new /run/perflock\n\
+                 mv /run/perflock.new.d /run/perflock.d\n",
+            );
         }
         for (index, (command, _)) in commands.iter().enumerate() {
             let output = world.path(&format!("out{index}"));

@@ -1,5 +1,5 @@
-# Prints a machine's results as a table and compares them with the permitted skips; exits 1 if anything is wrong.
-# Variables: machine, permitted (the file's name), whole ("" if only some tests were run).
+# Prints a machine's results as tables and compares them with what they are to be; exits 1 if anything is wrong.
+# Variables: machine, permitted and features (the files' names), whole ("" if only some tests were run).
 
 # Whether a text matches a pattern with * and ?.
 function matches(text, pattern) {
@@ -32,6 +32,25 @@ BEGIN {
         sub(/^[^ \t]+[ \t]+[^ \t]+[ \t]+[^ \t]+[ \t]+/, "", line)
         why[skips] = line
     }
+    while ((getline line < features) > 0) {
+        if (line ~ /^(#|$)/) continue
+        n = split(line, word, /[ \t]+/)
+        if (word[1] == "machine") {
+            columns = n
+            for (i = 3; i <= n; i++) feature[i] = word[i]
+            heading = line
+        } else if (word[1] == machine) {
+            if (n != columns) wrong("how many features are these? " line)
+            for (i = 3; i <= n; i++) outcome[word[2] " " feature[i]] = word[i]
+        }
+    }
+}
+
+$1 == "FEATURE" {
+    if (!($2 in seen)) { seen[$2] = 1; people[++kinds] = $2 }
+    got[$2 " " $3] = $4
+    if (!(($2 " " $3) in outcome)) wrong("a feature that is not in the table: " $2 " " $3 " " $4)
+    else if (outcome[$2 " " $3] != $4) wrong("feature " $2 " " $3 ": " $4 " instead of " outcome[$2 " " $3])
 }
 
 $1 == "EXPECT" { expected[$2 " " $3] = 1 }
@@ -69,6 +88,13 @@ END {
     for (key in expected) if (!(key in rows)) wrong("no row for " key)
     for (key in rows) if (!(key in expected)) wrong("unexpected row: " key)
     if (whole) for (i = 1; i <= skips; i++) if (!used[i]) wrong("a permitted skip that no test does: " user[i] " " test[i] " " why[i])
+    for (n = 1; n <= kinds; n++) {
+        if (n == 1) print heading
+        printf "%-16s %-8s", machine, people[n]
+        for (i = 3; i <= columns; i++) printf " %-9s", got[people[n] " " feature[i]]
+        print ""
+    }
+    if (whole || kinds) for (key in outcome) if (!(key in got)) wrong("no outcome for the feature " key)
     printf "%s: %d passed, %d failed, %d skipped\n", machine, count["ok"], count["FAILED"], count["skipped"]
     exit bad
 }
