@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, ValueHint};
 
 use crate::cgroup::Choice;
 use crate::escape;
@@ -79,10 +79,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub report: bool,
     /// Write the same to a file, as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report_file: Option<PathBuf>,
     /// The lock file; the queue is PATH.d [default: /run/perflock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub lock: Option<PathBuf>,
     /// Use a lock of your own: only your jobs exclude each other
     #[arg(long, conflicts_with = "lock")]
@@ -106,7 +106,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
     /// Read this configuration file instead of /etc/perflock.toml and your own
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Say what is done, and how
     #[arg(short, long, conflicts_with = "quiet")]
@@ -115,7 +115,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// The command to run, with its arguments
-    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
 
@@ -124,7 +124,7 @@ pub struct RunArgs {
 #[command(name = "wholock", version, about = "Show who holds the machine, who waits, and what each job uses")]
 pub struct WholockArgs {
     /// The lock file [default: /run/perflock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub lock: Option<PathBuf>,
     /// Look at your own lock (perflock --private)
     #[arg(long, conflicts_with = "lock")]
@@ -158,7 +158,7 @@ pub struct WholockArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub sample: Option<Duration>,
     /// Read this configuration file instead of /etc/perflock.toml and your own
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 }
 
@@ -198,6 +198,11 @@ pub fn run_command(name: &'static str, mode: Mode) -> Command {
         .about(about)
         .version(env!("CARGO_PKG_VERSION"));
     command.override_usage(format!("{name} [OPTIONS] [--] COMMAND [ARG]..."))
+}
+
+/// The command lines of all three programs, for their manual pages and for shells that complete them.
+pub fn commands() -> [Command; 3] {
+    [run_command("perflock", Mode::Exclusive), run_command("pls", Mode::Shared), WholockArgs::command()]
 }
 
 /// Reads the command line of `perflock` or `pls`.

@@ -17,8 +17,9 @@ const TEST_ONLY: &str = "crash-points,fuzzing";
 /// What cargo is asked to do, one after the other. `deny check advisories` is not here: its database comes from
 /// outside the package registry, which CI cannot reach. Features that tests alone switch on have steps of their own: they
 /// change the program, which everything else is to see as it is.
-const STEPS: [&[&str]; 8] = [
+const STEPS: [&[&str]; 9] = [
     &["fmt", "--all", "--check"],
+    &["xtask", "assets", "--check"],
     &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
     &["clippy", "--workspace", "--all-targets", "--locked", "--features", TEST_ONLY, "--", "-D", "warnings"],
     &["deny", "--locked", "check", "bans", "licenses", "sources"],

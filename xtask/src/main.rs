@@ -1,8 +1,9 @@
-//! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `bench` measures what
-//! perflock costs, `soak` stresses it, `capture` puts what it shows into the README.
+//! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `assets` makes manual pages and
+//! completions, `bench` measures what perflock costs, `soak` stresses it, `capture` puts what it shows into the README.
 // A developer's command line tool: its output goes to the terminal and nowhere else.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod assets;
 mod bench;
 mod capture;
 mod check;
@@ -16,7 +17,9 @@ use std::process::ExitCode;
 /// What `cargo xtask` alone prints.
 const USAGE: &str = "\
 usage: cargo xtask check
-           what CI runs: format, clippy, licences and bans, unused dependencies, tests, a short soak
+           what CI runs: format, current assets, clippy, licences and bans, unused dependencies, tests, a short soak
+       cargo xtask assets [--check]
+           makes manual pages and completions, in config; or says whether those that are there are current
        cargo xtask bench [start|queue|release|bomb|escapes|wholock|idle|usage|pins]... [OPTION]...
            what perflock costs, as interleaved pairs; without a name: everything
            --pairs N      rounds per measurement [default: 100; queue and usage's jobs: N/20, bomb: N/10, release
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         "check" if rest.is_empty() => check::check(),
+        "assets" => assets::assets(rest),
         "bench" => bench::bench(rest),
         "soak" => soak::soak(rest),
         "capture" => capture::capture(rest),

@@ -1,0 +1,141 @@
+//! `cargo xtask assets`: manual pages and completions, made from the command lines themselves and kept in `config/man` and
+//! `config/completions`. `--check` fails if what is there is not what would be made.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Arg, Command};
+use clap_complete::Shell;
+
+use crate::{Failure, top};
+
+/// Sections that the command lines do not know: the program, and what follows its options, in roff's man macros.
+const SECTIONS: [(&str, &str); 3] = [
+    ("perflock", include_str!("../man/perflock.roff")),
+    ("pls", include_str!("../man/perflock.roff")),
+    ("wholock", include_str!("../man/wholock.roff")),
+];
+
+/// Makes all of it, or with `--check` compares.
+///
+/// # Errors
+/// A file could not be written or is not current.
+pub(crate) fn assets(arguments: &[String]) -> Result<ExitCode, Failure> {
+    let check = match arguments {
+        [] => false,
+        [word] if word == "--check" => true,
+        _ => return Err("usage: cargo xtask assets [--check]".to_owned()),
+    };
+    let mut stale = Vec::new();
+    for (path, text) in made() {
+        let shown = path.display().to_string();
+        let path = top().join(&path);
+        if check {
+            if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
+                stale.push(shown);
+            }
+            continue;
+        }
+        let directory = path.parent().expect("a file is in a directory");
+        fs::create_dir_all(directory).map_err(|error| format!("cannot create {}: {error}", directory.display()))?;
+        fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    match stale.is_empty() {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(format!("not current: {}; to make them anew: cargo xtask assets", stale.join(", "))),
+    }
+}
+
+/// Every file, by its path in the repository.
+fn made() -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    for command in perflock::cli::commands() {
+        let name = command.get_name().to_owned();
+        files.push((format!("config/man/{name}.1").into(), manual(&command, &name)));
+        for (shell, directory, file) in [
+            (Shell::Bash, "bash", name.clone()),
+            (Shell::Zsh, "zsh", format!("_{name}")),
+            (Shell::Fish, "fish", format!("{name}.fish")),
+        ] {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut command.clone(), &*name, &mut text);
+            let mut text = String::from_utf8(text).expect("completions are text");
+            if name != "wholock" {
+                text.push_str(&of_the_command(shell, &command, &name));
+            }
+            files.push((format!("config/completions/{directory}/{file}").into(), text));
+        }
+    }
+    files
+}
+
+/// A manual page.
+fn manual(command: &Command, name: &str) -> String {
+    let page = clap_mangen::Man::new(command.clone());
+    let mut text = Vec::new();
+    // No date: the page would change with the day it is made on.
+    let version = command.get_version().unwrap_or_default();
+    text.extend(format!(".TH {} 1 \"\" \"perflock {version}\" \"User Commands\"\n", name.to_uppercase()).bytes());
+    let written = page
+        .render_name_section(&mut text)
+        .and_then(|()| page.render_synopsis_section(&mut text))
+        .and_then(|()| page.render_options_section(&mut text));
+    written.expect("a buffer takes everything");
+    let sections = SECTIONS.iter().find(|(program, _)| *program == name).map_or("", |(_, text)| text);
+    format!("{}{sections}", String::from_utf8(text).expect("a page is text"))
+}
+
+/// The options that take a word of their own, `-w` and `--wait`.
+fn options_with_a_word(command: &Command) -> Vec<String> {
+    let takes = |arg: &&Arg| !arg.is_positional() && arg.get_action().takes_values();
+    let names = |arg: &Arg| {
+        let short = arg.get_short_and_visible_aliases().into_iter().flatten().map(|name| format!("-{name}"));
+        let long = arg.get_long_and_visible_aliases().into_iter().flatten().map(|name| format!("--{name}"));
+        short.chain(long).collect::<Vec<_>>()
+    };
+    command.get_arguments().filter(takes).flat_map(names).collect()
+}
+
+/// What makes a shell complete the command that is to be run, as it does behind nice(1).
+fn of_the_command(shell: Shell, command: &Command, name: &str) -> String {
+    let options = options_with_a_word(command);
+    match shell {
+        Shell::Bash => format!(
+            r#"
+# What follows the options is a command line of its own.
+_{name}_or_command() {{
+    local i=1
+    while ((i < COMP_CWORD)); do
+        case ${{COMP_WORDS[i]}} in
+            --) ((i += 1)); break ;;
+            {}) ((i += 2)); [[ ${{COMP_WORDS[i - 1]}} != "=" ]] || ((i += 1)) ;;
+            -*) ((i += 1)) ;;
+            *) break ;;
+        esac
+    done
+    if ((i > COMP_CWORD)) || [[ ${{COMP_WORDS[i]}} == -* && ${{COMP_WORDS[i - 1]}} != -- ]]; then
+        _{name} "$@"
+    elif declare -F _comp_command_offset >/dev/null; then
+        _comp_command_offset "$i"
+    elif declare -F _command_offset >/dev/null; then
+        _command_offset "$i"
+    elif ((i == COMP_CWORD)); then
+        mapfile -t COMPREPLY < <(compgen -c -- "${{COMP_WORDS[COMP_CWORD]}}")
+    else
+        mapfile -t COMPREPLY < <(compgen -f -- "${{COMP_WORDS[COMP_CWORD]}}")
+    fi
+}}
+complete -F _{name}_or_command -o bashdefault -o default {name}
+"#,
+            options.join("|")
+        ),
+        Shell::Fish => format!(
+            "\n# What follows the options is a command line of its own.\n\
+             complete -c {name} -x -a '(__fish_complete_subcommand -- {})'\n",
+            options.join(" ")
+        ),
+        // clap_complete does it there.
+        _ => String::new(),
+    }
+}
