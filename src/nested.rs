@@ -49,9 +49,9 @@ pub fn find(proc: &Proc, queue: &Queue, boot: &str, pid_namespace: u64) -> Resul
     if entries.is_empty() {
         return Ok(None);
     }
-    let own = proc.own_cgroup_v2().unwrap_or_default();
+    let own = proc.own_cgroups().unwrap_or_default();
     let by_variable = || std::env::var(VARIABLE).ok()?.parse().ok();
-    let mut candidates = JobId::in_group_path(&own).chain(by_variable());
+    let mut candidates = own.iter().flat_map(|path| JobId::in_group_path(path)).chain(by_variable());
     if let Some(outer) = candidates.find_map(|id| running(queue, id)) {
         return Ok(Some(outer));
     }

@@ -12,6 +12,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+use cgroup::parse_cgroups;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use cgroup::{parse_cgroup_v1, parse_cgroup_v2};
 pub use machine::MachineCpu;
@@ -333,7 +335,7 @@ mod tests {
         #[test]
         fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
             let _ = parse_stat(&bytes);
-            let _ = parse_cgroup_v2(&bytes);
+            let _ = (parse_cgroup_v2(&bytes), parse_cgroups(&bytes));
             let _ = parse_cgroup_v1(&bytes, "cpuset");
             let _ = parse_locks(&bytes, 1, 1);
         }

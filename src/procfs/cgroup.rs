@@ -25,6 +25,22 @@ impl Proc {
         parse_cgroup_v2(&read(&path)?).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
+    /// The process's cgroups in every hierarchy, that of v2 first: a job's own may be in any.
+    ///
+    /// # Errors
+    /// The process is gone or hidden.
+    pub fn cgroups(&self, pid: i32) -> io::Result<Vec<PathBuf>> {
+        Ok(parse_cgroups(&read(&self.file(pid, "cgroup"))?))
+    }
+
+    /// Our own cgroups in every hierarchy.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn own_cgroups(&self) -> io::Result<Vec<PathBuf>> {
+        Ok(parse_cgroups(&read(&self.root.join("self/cgroup"))?))
+    }
+
     /// The cgroup of a process, or of a thread, in the v1 hierarchy that has this controller; `None` if there is none.
     ///
     /// # Errors
@@ -49,6 +65,21 @@ pub(crate) fn parse_cgroup_v2(file: &[u8]) -> Option<PathBuf> {
     Some(Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
+/// Every path, those that are the same once.
+pub(crate) fn parse_cgroups(file: &[u8]) -> Vec<PathBuf> {
+    let v1 = file.split(|&b| b == b'\n').filter_map(|line| {
+        let (number, path) = (line.first()?, line.splitn(3, |&b| b == b':').nth(2)?);
+        (*number != b'0').then(|| Path::new(OsStr::from_bytes(path)).to_owned())
+    });
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in parse_cgroup_v2(file).into_iter().chain(v1) {
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
 /// The path in the v1 hierarchy that has this controller: a line `3:cpu,cpuset:/path`.
 pub(crate) fn parse_cgroup_v1(file: &[u8], controller: &str) -> Option<PathBuf> {
     let path = file.split(|&b| b == b'\n').find_map(|line| {
@@ -68,6 +99,13 @@ mod tests {
         let file = b"9:name=systemd:/\n4:memory:/x\n0::/user.slice/a (deleted)\n";
         assert_eq!(parse_cgroup_v2(file), Some(PathBuf::from("/user.slice/a")));
         assert_eq!(parse_cgroup_v2(b"4:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn every_group_is_found_that_of_v2_first() {
+        let file = b"10:name=systemd:/s:t\n4:memory:/x\n3:cpu,cpuacct:/x\n0::/user.slice\n";
+        assert_eq!(parse_cgroups(file), ["/user.slice", "/s:t", "/x"].map(PathBuf::from));
+        assert_eq!(parse_cgroups(b"4:freezer:/a\n\n::\n4:\n"), ["/a", ""].map(PathBuf::from));
     }
 
     #[test]

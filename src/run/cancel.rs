@@ -90,9 +90,9 @@ impl Target<'_> {
             return Err(Error::Refused(format!("{} runs in another container; cancel it from there", self.what)));
         }
         let id = self.seen.id(&self.record);
-        let group = self.here.proc.own_cgroup_v2().unwrap_or_default();
+        let groups = self.here.proc.own_cgroups().unwrap_or_default();
         let by_variable = || std::env::var(nested::VARIABLE).is_ok_and(|name| name == id.to_string());
-        if JobId::in_group_path(&group).any(|outer| outer == id) || by_variable() {
+        if groups.iter().flat_map(|path| JobId::in_group_path(path)).any(|outer| outer == id) || by_variable() {
             return Err(Error::Refused(format!("this runs inside {}; cancel it from outside", self.what)));
         }
         Ok(())

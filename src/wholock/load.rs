@@ -194,7 +194,8 @@ impl<'a> Jobs<'a> {
     /// of the doubt.
     fn is_of_a_new_job(&self, pid: i32) -> bool {
         let is_new = |id: &JobId| (self.before.taken_usec..=clock::boottime_usec()).contains(&id.joined_usec);
-        if JobId::in_group_path(&self.proc.cgroup_v2(pid).unwrap_or_default()).any(|id| is_new(&id)) {
+        let groups = self.proc.cgroups(pid).unwrap_or_default();
+        if groups.iter().flat_map(|path| JobId::in_group_path(path)).any(|id| is_new(&id)) {
             return true;
         }
         let environ = self.proc.environ(pid).unwrap_or_default();
