@@ -149,6 +149,13 @@ pub const V1_MEMORY_SOURCES: [(&str, &str, &str); 8] = [
     ("oom_kills", "memory.oom_control", "oom_kill"),
 ];
 
+/// The same for its group in the v1 cpuacct hierarchy.
+pub const V1_CPU_SOURCES: [(&str, &str, &str); 3] = [
+    ("cpu_usec", "cpuacct.usage", ""),
+    ("user_usec", "cpuacct.usage_user", ""),
+    ("system_usec", "cpuacct.usage_sys", ""),
+];
+
 impl Usage {
     /// With the counters of the job's group in the v1 memory hierarchy in their places.
     pub fn with_v1_memory(self, directory: &Path) -> Self {
@@ -163,6 +170,25 @@ impl Usage {
             faults: keyed(&stat, "total_pgfault"),
             major_faults: keyed(&stat, "total_pgmajfault"),
             oom_kills: keyed(&files.text("memory.oom_control"), "oom_kill"),
+            ..self
+        }
+    }
+
+    /// With the CPU time of a group in the v1 cpuacct hierarchy, in nanoseconds there. Which part of it was spent where is known
+    /// from the ticks of the clock; the whole is divided like them, as the kernel does in v2.
+    pub fn with_v1_cpu(self, directory: &Path) -> Self {
+        let files = Files(directory);
+        let Some(usage_nsec) = files.number("cpuacct.usage") else { return self };
+        let ticks = || Some((files.number("cpuacct.usage_user")?, files.number("cpuacct.usage_sys")?));
+        let cpu_usec = usage_nsec / 1000;
+        let system_usec = ticks().map(|(user, system)| match u128::from(user) + u128::from(system) {
+            0 => 0,
+            both => u64::try_from(u128::from(cpu_usec) * u128::from(system) / both).unwrap_or(cpu_usec),
+        });
+        Self {
+            cpu_usec: Some(cpu_usec),
+            user_usec: system_usec.map(|system_usec| cpu_usec - system_usec),
+            system_usec,
             ..self
         }
     }
@@ -292,6 +318,22 @@ mod tests {
         }
         let usage = Usage { tasks: Some(1), tasks_peak: Some(2), forks_refused: Some(3), ..whole };
         assert_eq!(whole.with_v1_pids(directory.path()), usage);
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_v1_group_is_divided_as_its_ticks_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        assert_eq!(Usage::default().with_v1_cpu(directory.path()), Usage::default());
+        write("cpuacct.usage", "900000999\n");
+        let whole = Usage { cpu_usec: Some(900_000), ..Usage::default() };
+        assert_eq!(Usage::default().with_v1_cpu(directory.path()), whole);
+        for (user, system, system_usec) in [("3000", "1000", 225_000), ("0", "0", 0), ("0", "8", 900_000)] {
+            write("cpuacct.usage_user", user);
+            write("cpuacct.usage_sys", system);
+            let parts = Usage { user_usec: Some(900_000 - system_usec), system_usec: Some(system_usec), ..whole };
+            assert_eq!(Usage::default().with_v1_cpu(directory.path()), parts, "{user} {system}");
+        }
     }
 
     #[test]
