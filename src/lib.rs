@@ -39,6 +39,10 @@
 //! *Limited jobs* ([`limit`]) are so by their own group in v2, before the command executes, or by groups in the v1 hierarchies of
 //! memory and pids, which are named, made, joined and removed as a cpuset is. Supervisor and guard are in neither.
 //!
+//! *Where there is cgroup v1 only* ([`cgroup::legacy`]) the order is that of v2, but nobody is born into a group: the command
+//! joins it before it executes, and the guard of a supervisor that was killed waits for that. Both groups, that which tracks the
+//! job and that which counts its CPU time, are named in the ticket before they are made.
+//!
 //! *Release*: main process reaped and group `populated 0` → guard told to end → usage read → group removed → `LOCK_UN`
 //! → ticket unlinked while it is still locked → guard reaped → escapes looked for ([`escape`]) → printing. In a scope the guard is told after the group is
 //! removed: systemd tidies up when the last process is gone (so a guard that systemd stops stays a moment too). The unlock
@@ -85,7 +89,11 @@
 //!   microseconds may not be caught for long; the machine is held meanwhile.
 //! - A process that waits in the kernel where no signal ends that, or that is frozen by a v1 freezer together with others, holds
 //!   the machine until it goes on. The supervisor names it; the guard, which has nobody to tell, does not.
-//! - What the job made in a v1 freezer hierarchy stays there: it is outside of its group.
+//! - What the job made in a v1 freezer hierarchy stays there: it is outside of its group, unless it is tracked there.
+//! - Where there is v1 only, a member of a pid namespace that is not below ours is not listed, so it is neither waited for nor
+//!   killed; and a job that makes groups within each other until their path is too long for the kernel (4096 bytes) holds the
+//!   machine until somebody removes them. If systemd begins to count for a job's unit while the job runs, it moves the
+//!   processes to that unit's cpuacct group, and what they use from then on is missing.
 //! - systemd may stop a scope at any time: at the end of a user's last session, by the user's or root's word. The guard
 //!   then ends the job; what the job moved out of the scope before lives on.
 //! - A guard that was killed in a scope is replaced from where the supervisor is, and moved in by systemd. If that fails, it

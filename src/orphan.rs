@@ -3,12 +3,13 @@
 //! Their dead tickets name them. Whoever gets the lock next holds it while it deals with them: it kills an orphan of
 //! its own user (root: anybody's), and waits for others. So no two jobs that conflict have members at the same time.
 
-use std::path::Component;
+use std::path::{Component, Path};
 use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cgroup::controller::Controller;
+use crate::cgroup::legacy::{self, Site};
 use crate::cgroup::{self, Backend, GroupError, JobGroup, Population, detect, subreaper, v1, v2};
 use crate::lock::{Ahead, Record, Seen};
 use crate::poll::Limits;
@@ -19,12 +20,32 @@ use crate::supervisor::step::UNKILLABLE;
 use crate::supervisor::stuck;
 use crate::{report, text};
 
-/// Where the group is that a ticket names. The ticket's text chose the path, so it must be a group of this very job.
-pub fn location_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<v2::Location> {
+/// The path of the group that a ticket names, in the hierarchy of its backend. The ticket's text chose it, so it must be a group
+/// of this very job.
+fn path_of<'a>(seen: &Seen, record: &'a Record) -> Option<&'a Path> {
     let (_, path) = record.group.as_ref()?;
     let path = path.as_ref()?;
-    let ours = path.file_name()?.to_str()? == seen.id(record).group_name();
-    if ours { detect::locate(mountinfo, path).ok() } else { None }
+    (path.file_name()?.to_str()? == seen.id(record).group_name()).then_some(path)
+}
+
+/// Where the group is that a ticket names, in the v2 hierarchy.
+pub fn location_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<v2::Location> {
+    let path = path_of(seen, record).filter(|_| !is_in_v1(record))?;
+    detect::locate(mountinfo, path).ok()
+}
+
+/// The same in hierarchies of v1.
+pub fn site_of(seen: &Seen, record: &Record, mountinfo: &str) -> Option<Site> {
+    site(record, path_of(seen, record)?, mountinfo)
+}
+
+fn site(record: &Record, path: &Path, mountinfo: &str) -> Option<Site> {
+    let hierarchy = record.hierarchy.as_ref().filter(|_| is_in_v1(record))?;
+    Site::locate(mountinfo, hierarchy, path, record.cpuacct.as_deref())
+}
+
+fn is_in_v1(record: &Record) -> bool {
+    record.group.as_ref().is_some_and(|(backend, _)| backend == Backend::V1.name())
 }
 
 /// Opens the group that a dead ticket names. `None` if there is none: it is gone, or not one that this ticket could name.
@@ -36,12 +57,17 @@ pub fn group_of(seen: &Seen, record: &Record, mountinfo: &str) -> Result<Option<
     if *backend == Backend::Subreaper.name() {
         return Ok(Some(Box::new(subreaper::Group::adopt(&seen.id(record).group_name()))));
     }
-    let Some(location) = location_of(seen, record, mountinfo) else { return Ok(None) };
-    match v2::Group::adopt(location, seen.uid) {
-        Ok(group) => Ok(group.map(|group| Box::new(group) as Box<dyn JobGroup>)),
+    let adopted = if let Some(site) = site_of(seen, record, mountinfo) {
+        legacy::Group::adopt(site, seen.uid).map(|group| group.map(|group| Box::new(group) as Box<dyn JobGroup>))
+    } else if let Some(location) = location_of(seen, record, mountinfo) {
+        v2::Group::adopt(location, seen.uid).map(|group| group.map(|group| Box::new(group) as Box<dyn JobGroup>))
+    } else {
+        return Ok(None);
+    };
+    match adopted {
         // Somebody else's group: the ticket is forged, and names nothing.
         Err(GroupError::Refused { .. }) => Ok(None),
-        Err(error) => Err(error),
+        other => other,
     }
 }
 
@@ -56,7 +82,12 @@ pub fn is_hidden(seen: &Seen, record: &Record) -> bool {
 fn is_out_of_sight(record: &Record, mountinfo: &str) -> bool {
     let Some((_, Some(path))) = &record.group else { return false };
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    plain && detect::locate(mountinfo, path).is_err()
+    let seen = if is_in_v1(record) {
+        site(record, path, mountinfo).is_some()
+    } else {
+        detect::locate(mountinfo, path).is_ok()
+    };
+    plain && !seen
 }
 
 /// Removes what an empty group leaves: itself, and the job's groups in v1 hierarchies.

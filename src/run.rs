@@ -11,6 +11,7 @@ mod here;
 mod job;
 mod limiting;
 mod pinning;
+mod recording;
 mod setting_up;
 mod wait;
 

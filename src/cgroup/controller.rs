@@ -96,6 +96,10 @@ pub(super) fn in_v2(place: &Place, controller: Controller, mountinfo: &str, uid:
             let why = format!("{what} below {}, which has processes", own.directory().display());
             Err((why, "run perflock where systemd gives its jobs a scope".to_owned()))
         }
+        Place::V1(_) => {
+            let why = format!("no hierarchy of cgroup v1 that is mounted here has the {}", controller.shown());
+            Err((why, "mount one, or let the kernel have it (cgroup_enable on its command line)".to_owned()))
+        }
         Place::Subreaper => Err(("the job has no group of its own".to_owned(), "see --cgroup".to_owned())),
     }
 }

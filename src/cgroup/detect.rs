@@ -1,8 +1,9 @@
 //! Which backends this machine offers to this process.
 //!
 //! They are tried from the strongest down; each one that is refused says why. On a machine that systemd runs, groups are
-//! systemd's: below a unit that it delegated, one is made directly (v2), elsewhere it is asked for a scope. A place for
-//! cgroup v1 is kept after v2: a candidate is a function from the machine to a [`Place`] or a [`Refusal`].
+//! systemd's: below a unit that it delegated, one is made directly (v2), elsewhere it is asked for a scope. Where no v2
+//! hierarchy is mounted, those of v1 are looked at. A candidate is a function from the machine to a [`Place`] or a
+//! [`Refusal`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags};
 
 use super::Backend;
+use super::legacy::{self, Site};
 use super::systemd::Manager;
 use super::v2::Location;
 use crate::job::GROUP_PREFIX;
@@ -24,6 +26,8 @@ pub enum Place {
     Scope(Manager),
     /// Directly below this group.
     V2(Location),
+    /// Below groups in hierarchies of cgroup v1.
+    V1(Site),
     /// Nowhere: the fallback.
     Subreaper,
 }
@@ -34,6 +38,7 @@ impl Place {
         match self {
             Self::Scope(_) => Backend::Scope,
             Self::V2(_) => Backend::V2,
+            Self::V1(_) => Backend::V1,
             Self::Subreaper => Backend::Subreaper,
         }
     }
@@ -51,7 +56,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(backend: Backend, why: String) -> Self {
+    pub(super) fn new(backend: Backend, why: String) -> Self {
         Self { backend, why, cure: None }
     }
 }
@@ -102,7 +107,8 @@ pub fn detect(proc: &Proc, machine: &Machine<'_>) -> Detected {
     if ours {
         candidates.reverse();
     }
-    for candidate in candidates.into_iter().flatten() {
+    let v1 = if is_mounted(machine.mountinfo) { None } else { legacy::candidate(proc, machine) };
+    for candidate in candidates.into_iter().flatten().chain(v1) {
         match candidate {
             Ok(place) => found.places.push(place),
             Err(refusal) => found.refused.push(refusal),
@@ -204,6 +210,11 @@ fn v2_candidate(own: Result<Location, String>) -> Result<Place, Refusal> {
         }
     };
     own.and_then(writable).map_err(|why| Refusal::new(Backend::V2, why))
+}
+
+/// Whether a v2 hierarchy is mounted here, or a part of one.
+fn is_mounted(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| parse_cgroup2_mount(line).is_some())
 }
 
 /// `/proc/self/mountinfo`; empty where it cannot be read, which finds nothing.

@@ -72,7 +72,7 @@ pub fn controller_of(kind: Kind) -> Controller {
 pub fn way(kind: Kind, place: &Place, v1: &V1Offer, mountinfo: &str, uid: u32) -> Way {
     let refused = match (v1, place) {
         // What has no group of its own has none for that either.
-        (Ok(Some(parent)), Place::Scope(_) | Place::V2(_)) => return Way::V1(parent.clone()),
+        (Ok(Some(parent)), Place::Scope(_) | Place::V2(_) | Place::V1(_)) => return Way::V1(parent.clone()),
         (Ok(_), _) => None,
         (Err(why), _) => Some(why.clone()),
     };

@@ -24,6 +24,8 @@
 //! [`cpuset`] keeps a job on its processors, where that is ours to do; [`controller`] tells where, and [`v1`] has the job's
 //! groups of such controllers as are in hierarchies of their own.
 //!
+//! Where there is no v2 hierarchy, [`legacy`] makes do with v1, which tells no changes and kills nobody.
+//!
 //! Where no group can be had, [`subreaper`] keeps a weaker promise; [`mod@detect`] says why.
 
 pub(crate) mod bus;
@@ -31,6 +33,7 @@ pub mod controller;
 pub mod cpuset;
 pub mod detect;
 mod freezer;
+pub mod legacy;
 pub mod limits;
 pub mod scope;
 pub mod subreaper;
@@ -87,6 +90,8 @@ pub enum Backend {
     Scope,
     /// A cgroup v2 group directly below our own.
     V2,
+    /// Groups in hierarchies of cgroup v1.
+    V1,
     /// No group: descendants, and a marker in the environment.
     Subreaper,
 }
@@ -97,6 +102,7 @@ impl Backend {
         match self {
             Self::Scope => "scope",
             Self::V2 => "v2",
+            Self::V1 => "v1",
             Self::Subreaper => "subreaper",
         }
     }
@@ -146,6 +152,9 @@ pub enum Population {
 pub enum Maker<'a> {
     /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.
     Into(BorrowedFd<'a>),
+    /// The supervisor makes it by a plain fork, and it writes itself into these `tasks` files, in their order, before it
+    /// executes.
+    Joining([Option<BorrowedFd<'a>>; 2]),
     /// The supervisor makes it by a plain fork, with this variable set to this value in its environment.
     Marked(&'a str, &'a str),
 }
@@ -159,8 +168,13 @@ pub trait JobGroup: fmt::Debug {
     /// Whether a member lives.
     fn population(&self) -> Population;
     /// A descriptor on which poll(2) reports `POLLPRI` when the population may have changed; the kernel limits that
-    /// to one notice per 10 ms. `None`: changes come as SIGCHLD.
+    /// to one notice per 10 ms. `None`: changes come as SIGCHLD, or by [`JobGroup::next_end`].
     fn changes(&self) -> Option<BorrowedFd<'_>>;
+    /// Where the kernel tells of no changes: a descriptor that becomes readable when some member has ended. To be asked for
+    /// anew each time. `None` where there is no such member, or ends come as SIGCHLD.
+    fn next_end(&self) -> Option<OwnedFd> {
+        None
+    }
     /// A descriptor that becomes readable when the group may have been removed, if the kernel can tell. The notices of
     /// [`JobGroup::changes`] are held back for up to 10 ms, and one that is held back is lost when the group is removed.
     fn removal(&self) -> Option<OwnedFd> {

@@ -29,6 +29,15 @@ pub(crate) fn locate(mountinfo: &str, path: &Path, controller: Controller) -> Op
     })
 }
 
+/// The same in the hierarchy that has the controller of this name, unless one of [`OURS`] is there as well: the job may have a
+/// group of that name for it.
+pub(super) fn locate_beside_ours(mountinfo: &str, path: &Path, controller: &str) -> Option<Location> {
+    locate_where(mountinfo, path, |options| {
+        let has = |name: &str| options.split(',').any(|option| option == name);
+        has(controller) && !OURS.into_iter().any(|ours| has(ours.name()))
+    })
+}
+
 /// The same in the hierarchy that has the controller of this name, whoever else has it.
 pub(crate) fn locate_by_name(mountinfo: &str, path: &Path, controller: &str) -> Option<Location> {
     locate_where(mountinfo, path, |options| options.split(',').any(|option| option == controller))
@@ -112,6 +121,11 @@ pub fn remove(location: &Location, controller: Controller) -> Result<(), FileErr
         Controller::Cpuset => "remove the cpuset",
         Controller::Memory | Controller::Pids => "remove the group",
     };
+    remove_tree(location, verb)
+}
+
+/// The same of any group; `verb` says what could not be done.
+pub(super) fn remove_tree(location: &Location, verb: &'static str) -> Result<(), FileError> {
     let end = Instant::now() + SETTLES;
     for group in v2::tree(&location.directory()).into_iter().rev() {
         loop {
@@ -131,12 +145,27 @@ pub fn remove(location: &Location, controller: Controller) -> Result<(), FileErr
 /// Removes the group that the ticket of a dead job names: one called `name` of the user `owner`. The path is that user's text,
 /// and may lead anywhere.
 pub fn remove_named(path: &Path, controller: Controller, name: &str, owner: u32, mountinfo: &str) {
-    let Some(location) = locate(mountinfo, path, controller) else { return };
-    let its_own = fs::symlink_metadata(location.directory()).is_ok_and(|it| it.is_dir() && it.uid() == owner);
-    if path.file_name() == Some(OsStr::new(name)) && its_own {
+    if let Some(location) = locate_named(path, controller, name, owner, mountinfo) {
         // What cannot be removed is empty, or somebody else's affair.
         let _ = remove(&location, controller);
     }
+}
+
+/// The directory of such a group.
+pub fn directory_named(
+    path: &Path,
+    controller: Controller,
+    name: &str,
+    owner: u32,
+    mountinfo: &str,
+) -> Option<PathBuf> {
+    locate_named(path, controller, name, owner, mountinfo).map(|location| location.directory())
+}
+
+fn locate_named(path: &Path, controller: Controller, name: &str, owner: u32, mountinfo: &str) -> Option<Location> {
+    let location = locate(mountinfo, path, controller)?;
+    let its_own = fs::symlink_metadata(location.directory()).is_ok_and(|it| it.is_dir() && it.uid() == owner);
+    (path.file_name() == Some(OsStr::new(name)) && its_own).then_some(location)
 }
 
 #[cfg(test)]

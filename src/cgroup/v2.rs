@@ -154,7 +154,7 @@ impl Group {
 }
 
 /// A job group's own component begins with our prefix, and it is never the root.
-fn check_name(path: &Path) -> Result<(), GroupError> {
+pub(super) fn check_name(path: &Path) -> Result<(), GroupError> {
     match path.file_name().and_then(OsStr::to_str) {
         Some(name) if name.starts_with(GROUP_PREFIX) => Ok(()),
         _ => Err(GroupError::Refused { path: path.to_owned(), why: "its name is not a job group's" }),
@@ -163,7 +163,7 @@ fn check_name(path: &Path) -> Result<(), GroupError> {
 
 /// Whether there is no group at a path, and none can be: it is free, leads through a file, is longer than the kernel takes,
 /// or has a NUL byte, of which the kernel is not asked. A ticket with such a path must not keep the machine from everybody.
-fn is_no_place(error: &io::Error) -> bool {
+pub(super) fn is_no_place(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
     match error.kind() {
         NotFound | NotADirectory | InvalidFilename => true,
@@ -179,14 +179,14 @@ pub(crate) fn processes_and_groups_below(directory: &Path) -> (Vec<i32>, Vec<Pat
     (pids, groups)
 }
 
-struct Walk {
-    pids: Vec<i32>,
+pub(super) struct Walk {
+    pub(super) pids: Vec<i32>,
     groups: Vec<PathBuf>,
     /// Not all of it could be seen, for want of permission.
-    denied: bool,
+    pub(super) denied: bool,
 }
 
-fn walk(directory: &Path) -> Walk {
+pub(super) fn walk(directory: &Path) -> Walk {
     let (groups, mut denied) = tree_or_denied(directory);
     let mut pids = Vec::new();
     for group in &groups {
@@ -200,16 +200,24 @@ fn walk(directory: &Path) -> Walk {
     Walk { pids, groups, denied }
 }
 
-fn is_denied(error: &io::Error) -> bool {
+pub(super) fn is_denied(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Gives the owner's own rights back to the owner, in the group and everywhere below: a job may have taken them away, so that
 /// nobody sees or removes what it made there. Others' groups are left as they are.
-fn open_up(directory: &Path) {
+pub(super) fn open_up(directory: &Path) {
     let mut pending = vec![directory.to_owned()];
     while let Some(group) = pending.pop() {
-        let own = [("", 0o700), ("cgroup.procs", 0o600), ("cgroup.kill", 0o200), ("cgroup.events", 0o400)];
+        let own = [
+            ("", 0o700),
+            ("cgroup.procs", 0o600),
+            ("cgroup.kill", 0o200),
+            ("cgroup.events", 0o400),
+            // Those of v1.
+            ("tasks", 0o600),
+            ("freezer.state", 0o600),
+        ];
         for (file, rights) in own {
             let path = group.join(file);
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };

@@ -168,7 +168,9 @@ impl Here<'_> {
     }
 
     fn escaped(&self, stat: Stat) -> Escaped {
-        let group = self.proc.cgroup_v2(stat.pid).ok();
+        // Where there is no v2 hierarchy, units are in systemd's own.
+        let in_v1 = || self.proc.cgroup_v1(stat.pid, "name=systemd").ok().flatten();
+        let group = self.proc.cgroup_v2(stat.pid).ok().or_else(in_v1);
         let unit = group.as_deref().and_then(|group| Place::of(group).unit.map(str::to_owned));
         Escaped {
             pid: stat.pid,

@@ -103,8 +103,14 @@ pub enum Change {
     Group {
         /// How it is made: see [`crate::cgroup::Backend`].
         backend: String,
-        /// Its path in the v2 hierarchy, where it has one.
+        /// Its path in the v2 hierarchy, or in `hierarchy`, where it has one.
         path: Option<PathBuf>,
+        /// The v1 hierarchy that it is in, by a controller or name of it, where it is in none of v2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hierarchy: Option<String>,
+        /// Its path in the v1 cpuacct hierarchy, where its CPU time is counted there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cpuacct: Option<PathBuf>,
         /// Its path in the v1 cpuset hierarchy, where it is pinned there.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cpuset: Option<PathBuf>,
@@ -168,6 +174,10 @@ pub struct Record {
     pub granted_usec: Option<u64>,
     /// Backend and group.
     pub group: Option<(String, Option<PathBuf>)>,
+    /// The v1 hierarchy that the group is in, if it is in none of v2.
+    pub hierarchy: Option<String>,
+    /// Its group in the v1 cpuacct hierarchy.
+    pub cpuacct: Option<PathBuf>,
     /// Its group in the v1 cpuset hierarchy.
     pub cpuset: Option<PathBuf>,
     /// Its group in the v1 memory hierarchy.
@@ -200,6 +210,8 @@ impl Record {
             joined: serde_json::from_slice(lines.next()?).ok()?,
             granted_usec: None,
             group: None,
+            hierarchy: None,
+            cpuacct: None,
             cpuset: None,
             memory: None,
             pids: None,
@@ -219,8 +231,9 @@ impl Record {
             };
             match change {
                 Change::Granted { at_usec } => record.granted_usec = Some(at_usec),
-                Change::Group { backend, path, cpuset, memory, pids } => {
+                Change::Group { backend, path, hierarchy, cpuacct, cpuset, memory, pids } => {
                     record.group = Some((backend, path));
+                    (record.hierarchy, record.cpuacct) = (hierarchy, cpuacct);
                     (record.cpuset, record.memory, record.pids) = (cpuset, memory, pids);
                 }
                 Change::Cores { cpus } => record.cores = Some(cpus),
@@ -330,8 +343,15 @@ mod tests {
             partition: Some(Partition::Isolated),
         };
         let cpuset = Some(PathBuf::from("/perflock-1"));
-        let group =
-            Change::Group { backend: "v2".to_owned(), path: None, cpuset: cpuset.clone(), memory: None, pids: None };
+        let group = Change::Group {
+            backend: "v2".to_owned(),
+            path: None,
+            hierarchy: None,
+            cpuacct: None,
+            cpuset: cpuset.clone(),
+            memory: None,
+            pids: None,
+        };
         let lines = [Change::Cores { cpus: list("0-3") }, group, Change::Pinned(pinned.clone())];
         let record = Record::parse(&text(&lines)).unwrap();
         assert_eq!((record.cores, record.cpuset, record.pinned), (Some(list("0-3")), cpuset, Some(pinned)));
@@ -343,6 +363,8 @@ mod tests {
         let group = Change::Group {
             backend: "v2".to_owned(),
             path: None,
+            hierarchy: None,
+            cpuacct: None,
             cpuset: None,
             memory: memory.clone(),
             pids: pids.clone(),
@@ -376,6 +398,8 @@ mod tests {
             any::<(String, Option<String>)>().prop_map(|(backend, path)| Change::Group {
                 backend,
                 path: path.map(PathBuf::from),
+                hierarchy: None,
+                cpuacct: None,
                 cpuset: None,
                 memory: None,
                 pids: None

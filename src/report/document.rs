@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 
+use crate::cgroup::Backend;
 use crate::cgroup::Usage;
-use crate::cgroup::usage::{SOURCES, V1_MEMORY_SOURCES};
+use crate::cgroup::usage::{SOURCES, V1_CPU_SOURCES, V1_MEMORY_SOURCES};
 use crate::child::{Exit, WaitedFor};
 use crate::escape::{Escaped, Possible};
 use crate::job::Mode;
@@ -301,6 +302,14 @@ impl Report {
             machine: Machine::default(),
             notes: Vec::new(),
             sources: sources(),
+        }
+    }
+
+    /// Its processes were kept together like that.
+    pub fn tracked_by(&mut self, backend: Backend) {
+        self.tracking = Some(backend.name());
+        if backend == Backend::V1 {
+            self.sources.extend(by_field(&V1_CPU_SOURCES));
         }
     }
 

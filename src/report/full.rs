@@ -236,6 +236,7 @@ fn tracking(backend: &'static str) -> String {
     match backend {
         "scope" => "a cgroup in a systemd scope".to_owned(),
         "v2" => "a cgroup of its own".to_owned(),
+        "v1" => "a cgroup of its own in cgroup v1".to_owned(),
         _ => "none: found by descent and a marker, so some processes may have been missed".to_owned(),
     }
 }

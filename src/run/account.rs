@@ -167,7 +167,7 @@ impl Account {
 
     /// The group that it runs in.
     pub(super) fn tracked_by(&self, backend: Backend) {
-        self.note(|report| report.tracking = Some(backend.name()));
+        self.note(|report| report.tracked_by(backend));
     }
 
     /// It runs there, and has these cores to itself.

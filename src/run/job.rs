@@ -10,13 +10,13 @@ use super::pinning::{self, Pinning};
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
 use crate::cgroup::controller::{self, Controller};
 use crate::cgroup::cpuset::{self, Way};
+use crate::cgroup::legacy::{self, Site};
 use crate::cgroup::scope;
 use crate::cgroup::systemd::{Manager, Missing, NoAnswer, Restriction};
 use crate::cgroup::v2::Location;
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v1, v2};
 use crate::escape::Trail;
 use crate::helper::{Begun, Interrupt};
-use crate::limit::Kind;
 use crate::lock::{Change, Hold};
 use crate::pin::Partition;
 use crate::report;
@@ -52,13 +52,13 @@ pub(super) struct Job<'a> {
 
 /// How a job is kept where it is to run, and within its limits.
 #[derive(Debug, Default)]
-struct Kept {
+pub(super) struct Kept {
     /// `None`: nowhere in particular.
-    way: Option<Way>,
+    pub(super) way: Option<Way>,
     /// Its group in the v1 hierarchy.
     cpuset: Option<v1::Group>,
     /// What it may have at most.
-    limited: Limited,
+    pub(super) limited: Limited,
 }
 
 /// A job that was seen to its end.
@@ -140,6 +140,7 @@ impl Job<'_> {
                         .inspect_err(|_| abandon(&group))?;
                     return self.in_group(&mut group, &kept, charge);
                 }
+                Place::V1(site) => return self.in_v1(site, way, &place, charge),
                 Place::Subreaper => {
                     self.record_group(Backend::Subreaper, None)?;
                     Step::GroupNamed.reached();
@@ -153,6 +154,17 @@ impl Job<'_> {
             }
         }
         Err(no_group(detected))
+    }
+
+    /// In groups of v1, into which the command writes itself.
+    fn in_v1(&self, parent: &Site, way: Option<Way>, place: &Place, charge: Charge<'_>) -> Result<Finished, Error> {
+        let site = parent.child(self.name);
+        self.record_group_in(Backend::V1, Some(site.path().to_owned()), Some(&site))?;
+        Step::GroupNamed.reached();
+        let kept = self.keep(way, place)?;
+        self.record_kept(&kept, None)?;
+        let mut group = legacy::Group::create(parent, self.name)?;
+        self.in_group(&mut group, &kept, charge)
     }
 
     fn announces(&self, way: &Way) -> bool {
@@ -196,18 +208,6 @@ impl Job<'_> {
             );
         }
         Ok(Some(partition))
-    }
-
-    /// Says in ticket and report where the job runs and what it may have.
-    fn record_kept(&self, kept: &Kept, partition: Option<Partition>) -> Result<(), Error> {
-        if let (Some(pinning), Some(way)) = (self.pinning, &kept.way) {
-            let told = pinning.told(way, partition);
-            self.run.account.pinned(&told, pinning.pin.reserved.as_ref());
-            if let Some(hold) = self.hold {
-                hold.ticket().record(&Change::Pinned(told))?;
-            }
-        }
-        self.record_limits(&kept.limited)
     }
 
     /// What the command is started with.
@@ -426,29 +426,6 @@ impl Job<'_> {
                 guard.reap();
                 Err(error)
             }
-        }
-    }
-
-    /// A group that no ticket names would be invisible to the next perflock: without this nothing is started.
-    fn record_group(&self, backend: Backend, path: Option<std::path::PathBuf>) -> Result<(), Error> {
-        self.run.account.tracked_by(backend);
-        match self.hold {
-            Some(hold) => {
-                let cpuset = self.pinning.and_then(|pinning| Some(pinning.v1.as_ref()?.path.clone()));
-                // Without a group of its own it has none for its limits.
-                let limits = |kind| self.v1_path(kind).filter(|_| backend != Backend::Subreaper);
-                let (memory, pids) = (limits(Kind::Memory), limits(Kind::Processes));
-                let backend = backend.name().to_owned();
-                Ok(hold.ticket().record(&Change::Group { backend, path, cpuset, memory, pids })?)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Only what others are shown: a full disk must not end a job that runs.
-    fn record(&self, change: &Change) {
-        if let Some(hold) = self.hold {
-            let _ = hold.ticket().record(change);
         }
     }
 

@@ -98,7 +98,7 @@ impl<'a> Pinning<'a> {
             return Err(Error::Refused(format!("memory nodes {} cannot be bound: {why}", self.pin.memory_nodes)));
         }
         let memory_nodes = can.then_some(&self.pin.memory_nodes);
-        Ok(Placement { groups: [None; 3], cpus: Some(&self.pin.cpus), memory_nodes })
+        Ok(Placement { cpus: Some(&self.pin.cpus), memory_nodes, ..Placement::default() })
     }
 
     /// The affinity that is left where a cpuset cannot be had.

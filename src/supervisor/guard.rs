@@ -24,6 +24,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::looks::MOVES_AWAY_WITHIN;
 use super::shared::SharedWord;
 use super::step::{Policy, SURVIVES_FOR};
 use crate::cgroup::{JobGroup, Maker, Population, Usage, kill_survivors};
@@ -88,8 +89,8 @@ impl Guard {
     pub fn start(group: &dyn JobGroup, charge: Charge<'_>) -> io::Result<Self> {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         let told = group.unit().map(|_| Told::new()).transpose()?;
-        let marked = matches!(group.maker(), Maker::Marked(..));
-        let (born, unborn) = marked.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?.unzip();
+        let joins_later = !matches!(group.maker(), Maker::Into(_));
+        let (born, unborn) = joins_later.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?.unzip();
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;
         // SAFETY: perflock has one thread here; the lock's helper was joined.
@@ -135,8 +136,9 @@ impl Guard {
 
 /// The guard's life. All signals are blocked.
 ///
-/// Where members are told by a marker in their environment, the command has none before it executes, and would not be
-/// found if its supervisor died first. From its birth until then it has the other end of the pipe `born`.
+/// Where members are told by a marker in their environment, or join their group themselves, the command is none before it
+/// executes, and would not be found if its supervisor died first. From its birth until then it has the other end of the pipe
+/// `born`.
 pub(super) fn serve(
     group: &dyn JobGroup,
     charge: Charge<'_>,
@@ -327,14 +329,18 @@ pub fn until_empty(group: &dyn JobGroup, kill: bool, limits: Option<Limits<'_>>)
         let notices = group.changes();
         // Where the kernel reports everything and nothing has to be killed again, there is nothing to look for.
         let told_all = notices.is_some() && removal.is_some();
-        let again = if kill || !told_all { Some(Instant::now() + pause) } else { None };
+        let member = if kill || notices.is_some() { None } else { group.next_end() };
+        let again = match &member {
+            Some(_) => Some(Instant::now() + MOVES_AWAY_WITHIN),
+            None => (kill || !told_all).then(|| Instant::now() + pause),
+        };
         let deadline = limits.and_then(|limits| limits.deadline);
         if deadline.is_some_and(|at| at <= Instant::now()) {
             return false;
         }
         let again = again.into_iter().chain(deadline).min();
         let mut fds: Vec<PollFd<'_>> = notices.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLPRI)).collect();
-        fds.extend(removal.as_ref().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        fds.extend(removal.as_ref().or(member.as_ref()).map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         fds.extend(limits.map(|limits| PollFd::new(limits.interrupt, PollFlags::POLLIN)));
         let slept = crate::poll::until(&mut fds, again);
         if limits.is_some() && slept.is_ok() && fds.last().and_then(PollFd::any) == Some(true) {

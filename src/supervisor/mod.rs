@@ -24,6 +24,7 @@ pub mod command;
 pub mod guard;
 pub mod inherit;
 pub mod launcher;
+mod looks;
 mod main_end;
 pub mod placement;
 mod shared;
@@ -42,11 +43,12 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::cgroup::{Frozen, JobGroup, OpenedMembers, Usage, kill_survivors, signal_members};
+use crate::cgroup::{Frozen, JobGroup, Maker, OpenedMembers, Usage, kill_survivors, signal_members};
 use crate::child::{self, Exit, WaitedFor};
 use crate::procfs::Proc;
 use crate::step::Step;
 use guard::Guard;
+use looks::{Looks, Told};
 use main_end::MainEnd;
 use signals::Signals;
 use spawn::Main;
@@ -56,16 +58,6 @@ use stuck::Stuck;
 
 /// How many guards one job may have: more deaths mean that something is wrong, and forking on would not mend it.
 const GUARDS: u32 = 3;
-
-/// Looking at the group after the main process ended: the first and the longest pause while the kernel's notices,
-/// which are limited to one per 10 ms, would come too late.
-const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
-
-/// How long the group is looked at that often. Then its notices are slept on.
-const LOOKS_OFTEN_FOR: Duration = Duration::from_millis(20);
-
-/// The same after members were signalled: most die at once, and the machine is free when the last of them is gone.
-const DIE_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long systemd may take between telling a command and telling its guard that their unit is stopped.
 const STOP_IS_TOLD_WITHIN: Duration = Duration::from_millis(50);
@@ -200,7 +192,8 @@ impl Supervisor<'_> {
                     self.feed(&mut machine, main, Event::MainKilled, &mut leftovers);
                 }
                 // Where members are told by being our children, it is one until it is reaped.
-                if !machine.main_ended() && (end.exit.is_some() || self.group.changes().is_some()) {
+                let by_kin = matches!(self.group.maker(), Maker::Marked(..));
+                if !machine.main_ended() && (end.exit.is_some() || !by_kin) {
                     self.feed(&mut machine, main, Event::MainEnded, &mut leftovers);
                 }
             }
@@ -262,6 +255,8 @@ impl Supervisor<'_> {
         looks: &Looks,
         stops: Option<&Stops>,
     ) -> io::Result<Ready> {
+        let asks = machine.looks() && !looks.is_often() && self.group.changes().is_none();
+        let member = if asks { self.group.next_end() } else { None };
         let mut fds = vec![PollFd::new(self.signals.fd(), PollFlags::POLLIN)];
         // It stays readable.
         let lives = end.died.is_none().then_some(main);
@@ -271,8 +266,15 @@ impl Supervisor<'_> {
         fds.extend(stops.and_then(Stops::fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let mut wake_at = machine.wake_at().into_iter().chain(end.next_try()).min();
         if machine.looks() {
-            let notices = self.group.changes().map(|fd| push(&mut fds, PollFd::new(fd, PollFlags::POLLPRI)));
-            let next = looks.next(notices.is_some());
+            let notices = self.group.changes().map(|fd| PollFd::new(fd, PollFlags::POLLPRI));
+            let told = match (&notices, &member) {
+                (Some(_), _) => Told::Changes,
+                (None, Some(_)) => Told::OneEnd,
+                (None, None) => Told::Children,
+            };
+            fds.extend(notices);
+            fds.extend(member.as_ref().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+            let next = looks.next(told);
             wake_at = wake_at.into_iter().chain(next).min();
         }
         let wake_at = wake_at.map(|at| main.started + at);
@@ -461,33 +463,5 @@ impl Leftover {
 
     fn count(&self) -> usize {
         self.pids.len().max(usize::from(self.seen && self.killed))
-    }
-}
-
-/// When to look at the group next.
-#[derive(Default)]
-struct Looks {
-    often_until: Option<Duration>,
-    last: Duration,
-    pause: Duration,
-}
-
-impl Looks {
-    fn looked(&mut self, now: Duration, ended_at: Option<Duration>) {
-        let first = *self.often_until.get_or_insert(now + LOOKS_OFTEN_FOR);
-        self.often_until = Some(first.max(ended_at.map_or(first, |at| at + DIE_WITHIN)));
-        self.last = now;
-        self.pause = if self.pause.is_zero() { LOOKS.0 } else { (self.pause * 2).min(LOOKS.1) };
-    }
-
-    /// `None`: not before a notice.
-    fn next(&self, notices: bool) -> Option<Duration> {
-        let Some(often_until) = self.often_until else { return Some(Duration::ZERO) };
-        if self.last < often_until {
-            return Some(self.last + self.pause);
-        }
-        // Without notices the children that come home to us report by SIGCHLD; only what they leave without a
-        // parent that is ours has to be looked for.
-        (!notices).then_some(self.last + Duration::from_secs(1))
     }
 }

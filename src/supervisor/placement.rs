@@ -8,6 +8,8 @@ use crate::pin::CpuList;
 /// What the command does to itself before it executes. A default one does nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Placement<'a> {
+    /// The `tasks` files of the job group itself, where that is in v1.
+    pub tracking: [Option<BorrowedFd<'a>>; 2],
     /// The `tasks` files of its groups in v1 hierarchies.
     pub groups: [Option<BorrowedFd<'a>>; 3],
     /// Its affinity.
@@ -17,9 +19,9 @@ pub struct Placement<'a> {
 }
 
 impl Placement<'_> {
-    /// Joins its groups. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
+    /// Joins its groups, the one first by which it is found. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
     pub(super) fn join(&self) -> i32 {
-        for tasks in self.groups.iter().flatten() {
+        for tasks in self.tracking.iter().chain(&self.groups).flatten() {
             // "0" means whoever writes, if it has one thread: unlike a number it takes no kernel-wide lock.
             // SAFETY: writes one byte of a static string to a descriptor that is open.
             if unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {

@@ -128,10 +128,14 @@ pub struct Start<'a> {
 /// # Errors
 /// See [`SpawnError`].
 pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Maker<'_>) -> Result<Main, SpawnError> {
-    let Start { inherited, variables, placement } = start;
+    let Start { inherited, variables, mut placement } = start;
     let mut changes = variables.to_vec();
     let into = match maker {
         Maker::Into(directory) => Some(directory),
+        Maker::Joining(tracking) => {
+            placement.tracking = tracking;
+            None
+        }
         Maker::Marked(name, value) => {
             changes.push((name, value.to_owned()));
             None
