@@ -9,6 +9,7 @@ use crate::limit::Limits;
 use crate::lock::Seen;
 use crate::lock::record::Pinned;
 use crate::pin::CpuList;
+use crate::procfs::Proc;
 
 /// What a job is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +79,38 @@ pub struct Job {
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
     pub group: Option<PathBuf>,
+    /// The directory of its group in the v1 cpuacct hierarchy, where its CPU time is counted there.
+    pub cpuacct: Option<PathBuf>,
+    /// Where nothing counts for the group as a whole.
+    pub living: Option<Living>,
     /// Jobs inside it, the first few.
     pub inner: Vec<Inner>,
     /// How many more there are.
     pub inner_more: usize,
+}
+
+/// What the living processes of a job use, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Living {
+    /// CPU time, with that of children that ended and were waited for: less than what the job used.
+    pub cpu_usec: u64,
+    /// Memory that is not swapped out. What several have in common is in it several times.
+    pub memory_bytes: u64,
+}
+
+impl Living {
+    /// Of these processes, as far as they can be seen.
+    pub fn of(proc: &Proc, pids: &[i32]) -> Self {
+        let (per_second, page) = (rustix::param::clock_ticks_per_second(), rustix::param::page_size() as u64);
+        let stats = pids.iter().filter_map(|&pid| proc.stat(pid).ok());
+        stats.fold(Self::default(), |sum, stat| {
+            let ticks = stat.cpu_ticks.saturating_add(stat.ended_children_ticks);
+            Self {
+                cpu_usec: sum.cpu_usec.saturating_add(ticks.saturating_mul(1_000_000) / per_second),
+                memory_bytes: sum.memory_bytes.saturating_add(stat.resident_pages.saturating_mul(page)),
+            }
+        })
+    }
 }
 
 /// A job inside another one, which holds the machine for it.
@@ -132,6 +161,8 @@ impl Job {
             message: Some("its ticket cannot be read: a newer version's?".to_owned()),
             keepers: Vec::new(),
             group: None,
+            cpuacct: None,
+            living: None,
             inner: Vec::new(),
             inner_more: 0,
         }

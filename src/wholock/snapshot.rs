@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, subreaper, v2};
+use crate::cgroup::controller::Controller;
+use crate::cgroup::{Backend, JobGroup, Population, Usage, detect, legacy, subreaper, v1, v2};
 use crate::clock;
 use crate::job::JobId;
 use crate::lock::decide::{Decision, Entry, Life, Target, decide};
@@ -17,7 +18,7 @@ use crate::nested;
 use crate::orphan;
 use crate::procfs::Proc;
 
-pub use super::job::{Inner, Job, State};
+pub use super::job::{Inner, Job, Living, State};
 
 /// How many jobs inside a job are shown: somebody may make any number of groups with such names.
 const INNER_SHOWN: usize = 32;
@@ -132,7 +133,8 @@ impl Snapshot {
 
     /// The job that a process is a member of, or supervises.
     pub fn job_of(&self, pid: i32, proc: &Proc) -> Option<&Job> {
-        let by_group: Vec<JobId> = JobId::in_group_path(&proc.cgroup_v2(pid).unwrap_or_default()).collect();
+        let groups = proc.cgroups(pid).unwrap_or_default();
+        let by_group: Vec<JobId> = groups.iter().flat_map(|path| JobId::in_group_path(path)).collect();
         let environ = proc.environ(pid).unwrap_or_default();
         self.jobs().find(|job| {
             let name = job.id.group_name();
@@ -152,7 +154,11 @@ impl Snapshot {
         for job in &mut self.holders {
             let (Some(group), Some(before)) = (&job.group, job.usage.cpu_usec) else { continue };
             // A group that went away meanwhile has no rate, rather than a rate of zero.
-            let after = Usage::read(group).cpu_usec;
+            let after = match &job.cpuacct {
+                Some(cpuacct) => Usage::default().with_v1_cpu(cpuacct),
+                None => Usage::read(group),
+            };
+            let after = after.cpu_usec;
             job.cpu_now_percent = after.and_then(|after| rate_percent((job.read_at, before), (Instant::now(), after)));
         }
     }
@@ -300,6 +306,8 @@ impl View<'_> {
             limits: record.limits,
             keepers,
             group: None,
+            cpuacct: None,
+            living: None,
             members: Vec::new(),
             inner: Vec::new(),
             inner_more: 0,
@@ -318,6 +326,12 @@ impl View<'_> {
             }
             // It is gone, or has no such counter: looked at as for the first time.
             (job.group, job.processes) = (None, None);
+        }
+        if let Some(site) = orphan::site_of(seen, &known.record, &self.mountinfo) {
+            if let Ok(Some(group)) = legacy::Group::adopt(site, seen.uid) {
+                self.fill_from_v1(&mut job, &group, seen, &known.record);
+            }
+            return job;
         }
         match (&known.record.group, orphan::location_of(seen, &known.record, &self.mountinfo)) {
             // Only what proves to be a group of the ticket's owner: its path may lead anywhere.
@@ -345,6 +359,30 @@ impl View<'_> {
     fn fill(&self, job: &mut Job, directory: &Path) {
         job.usage = (self.read)(directory);
         job.read_at = Instant::now();
+        self.fill_members(job, directory);
+    }
+
+    /// The same from groups of v1: each counter is in a group of its own, if anywhere.
+    fn fill_from_v1(&self, job: &mut Job, group: &legacy::Group, seen: &Seen, record: &Record) {
+        job.usage = group.usage(self.read);
+        job.read_at = Instant::now();
+        let directory = |controller, path: &Option<PathBuf>| {
+            v1::directory_named(path.as_ref()?, controller, &job.id.group_name(), seen.uid, &self.mountinfo)
+        };
+        if let Some(memory) = directory(Controller::Memory, &record.memory) {
+            job.usage = job.usage.with_v1_memory(&memory);
+        }
+        if let Some(pids) = directory(Controller::Pids, &record.pids) {
+            job.usage = job.usage.with_v1_pids(&pids);
+        }
+        job.cpuacct = group.site().cpuacct_directory();
+        self.fill_members(job, &group.site().directory());
+        if job.usage.cpu_usec.is_none() || job.usage.memory_bytes.is_none() {
+            job.living = Some(Living::of(self.proc, &job.members));
+        }
+    }
+
+    fn fill_members(&self, job: &mut Job, directory: &Path) {
         let (processes, groups) = v2::processes_and_groups_below(directory);
         job.processes = Some(processes.len());
         job.group = Some(directory.to_owned());

@@ -169,7 +169,11 @@ fn row(job: &Job) -> Row {
         Some(message) => format!("{command}  # {}", text::escape(message)),
         None => command,
     };
-    let usage = &job.usage;
+    let (usage, living) = (&job.usage, job.living);
+    let cpu_time = |usec| text::duration(Duration::from_micros(usec));
+    // Of the living alone: more was used, and memory that several have in common is counted for each.
+    let cpu_of_living = || Some(format!("≥{}", cpu_time(living?.cpu_usec)));
+    let memory_of_living = || Some(format!("~{}", text::bytes(living?.memory_bytes)));
     [
         job.number.to_string(),
         text::escape(&crate::user::label(job.uid, job.login_uid)),
@@ -178,8 +182,8 @@ fn row(job: &Job) -> Row {
         text::duration(job.age),
         percent(job.cpu_now_percent),
         percent(job.cpu_average_percent()),
-        known(usage.cpu_usec.map(|usec| text::duration(Duration::from_micros(usec)))),
-        known(usage.memory_bytes.map(text::bytes)),
+        known(usage.cpu_usec.map(cpu_time).or_else(cpu_of_living)),
+        known(usage.memory_bytes.map(text::bytes).or_else(memory_of_living)),
         known(job.processes.map(|processes| processes.to_string())),
         command,
     ]
@@ -274,6 +278,8 @@ mod tests {
             limits: Default::default(),
             keepers: vec![],
             group: None,
+            cpuacct: None,
+            living: None,
             members: Vec::new(),
             inner: Vec::new(),
             inner_more: 0,

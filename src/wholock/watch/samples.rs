@@ -32,6 +32,8 @@ pub(super) fn holder(number: u64, command: &str) -> Job {
         limits: Default::default(),
         keepers: Vec::new(),
         group: None,
+        cpuacct: None,
+        living: None,
         inner: Vec::new(),
         inner_more: 0,
     }
