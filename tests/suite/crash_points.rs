@@ -27,6 +27,8 @@ use table::Table;
 enum Backend {
     /// In a group of cgroup v2 that perflock makes.
     V2,
+    /// In groups of cgroup v1 that perflock makes.
+    V1,
     /// In none: the fallback.
     Fallback,
     /// In a scope that systemd makes.
@@ -37,6 +39,7 @@ impl Backend {
     fn name(self) -> &'static str {
         match self {
             Self::V2 => "cgroup v2",
+            Self::V1 => "cgroup v1",
             Self::Fallback => "no group",
             Self::Scope => "systemd scope",
         }
@@ -46,7 +49,7 @@ impl Backend {
     fn option(self) -> &'static str {
         match self {
             Self::Fallback => "--cgroup none",
-            Self::V2 | Self::Scope => "--cgroup required",
+            Self::V2 | Self::V1 | Self::Scope => "--cgroup required",
         }
     }
 
@@ -64,6 +67,7 @@ impl Backend {
     fn place(self) -> Place {
         let place = match self {
             Self::V2 | Self::Fallback => Place::World(World::new()),
+            Self::V1 => Place::World(World::on_v1(0, &["freezer", "cpuacct"])),
             Self::Scope => Place::Machine(Machine::new()),
         };
         place.write("job", JOB);
@@ -160,6 +164,12 @@ fn in_a_group() {
 }
 
 #[test]
+fn in_a_group_of_v1() {
+    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    all_cases(Backend::V1);
+}
+
+#[test]
 fn without_a_group() {
     needs!(V2, OwnGroup, Program("flock"), Program("setsid"));
     all_cases(Backend::Fallback);
@@ -203,6 +213,12 @@ fn logs(backend: Backend) {
 fn the_steps_of_a_run_in_a_group_are_logged_in_their_order() {
     needs!(V2, OwnGroup, Program("flock"), Program("setsid"));
     logs(Backend::V2);
+}
+
+#[test]
+fn the_steps_of_a_run_in_a_group_of_v1_are_logged_in_their_order() {
+    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    logs(Backend::V1);
 }
 
 #[test]

@@ -50,5 +50,6 @@ mod terminal;
 mod terminal_matrix;
 mod terminal_stops;
 mod users;
+mod v1_only;
 mod watch;
 mod wholock;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::{Backend, JOB};
+use crate::harness::wait_until;
 use crate::needs;
 
 /// How often the command is looked for in vain before it is executed, which takes half a second: as many directories as
@@ -39,6 +40,12 @@ fn in_a_group() {
 }
 
 #[test]
+fn in_a_group_of_v1() {
+    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    killed_before_the_command_executes(Backend::V1);
+}
+
+#[test]
 fn without_a_group() {
     needs!(V2, OwnGroup, Program("flock"), Program("setsid"));
     killed_before_the_command_executes(Backend::Fallback);
@@ -48,4 +55,24 @@ fn without_a_group() {
 fn in_a_scope() {
     needs!(Root, V2, Manager, Program("flock"), Program("setsid"));
     killed_before_the_command_executes(Backend::Scope);
+}
+
+/// The command writes itself into its group; here that takes longer than whoever ends the job would need to find nobody in it.
+#[test]
+fn a_command_that_joins_late_is_not_executed_beside_the_next_job() {
+    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"), Program("strace"));
+    for victim in ["supervisor", "both"] {
+        let place = Backend::V1.place();
+        // It makes a timer just before.
+        let strace = "strace -DDD -f -o /dev/null -e trace=timer_settime -e inject=timer_settime:delay_enter=300000";
+        let job = place.cmd(&format!("{strace} perflock -q --cgroup required sh job"));
+        let job = job.env("PERFLOCK_CRASH", format!("command-born:{victim}"));
+        let mut job = job.spawn();
+        // Not the end of its output: strace has that as well.
+        wait_until("the supervisor is dead", || job.ended());
+        place.next(Backend::V1).run().exits(0);
+        place.next(Backend::V1).run().exits(0);
+        place.wait_clean();
+        place.assert_in_order(2);
+    }
 }

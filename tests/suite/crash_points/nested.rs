@@ -63,6 +63,12 @@ fn without_a_group() {
 }
 
 #[test]
+fn in_a_group_of_v1() {
+    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    all_cases("inside a job in a group of cgroup v1", Backend::V1);
+}
+
+#[test]
 fn in_a_scope() {
     needs!(Root, V2, Manager, Program("flock"), Program("setsid"));
     all_cases("inside a job in a systemd scope", Backend::Scope);

@@ -1,6 +1,8 @@
 //! Groups of a test's own in the hierarchies of cgroup v1, below the groups that the tests themselves are in.
 
+use std::ffi::CString;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -101,4 +103,68 @@ impl Drop for V1Group {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// What a machine has that was booted with cgroup v1 only: groups of a test's own in some of its hierarchies.
+pub(crate) struct V1Only(Vec<(String, V1Group)>);
+
+impl V1Only {
+    pub(super) fn new(uid: u32, hierarchies: &[&str]) -> Self {
+        let group = |&hierarchy: &&str| {
+            let group = match hierarchy {
+                "cpuset" => own("cpuset")
+                    .ok()
+                    .and_then(|above| V1Group::cpuset(fs::read_to_string(above.join("cpuset.cpus")).unwrap().trim())),
+                _ => V1Group::new(hierarchy),
+            };
+            let group = group.unwrap_or_else(|| panic!("no groups can be made in {hierarchy}"));
+            group.give(uid);
+            (hierarchy.to_owned(), group)
+        };
+        Self(hierarchies.iter().map(group).collect())
+    }
+
+    /// The group that everything runs in, in one of the hierarchies.
+    #[track_caller]
+    pub(crate) fn group(&self, hierarchy: &str) -> &V1Group {
+        &self.0.iter().find(|(name, _)| name == hierarchy).expect("a hierarchy of this world").1
+    }
+
+    /// The groups of jobs in all of them.
+    pub(super) fn children(&self) -> Vec<PathBuf> {
+        self.0.iter().flat_map(|(_, group)| group.children()).collect()
+    }
+
+    /// Has a command run in these groups, and see no hierarchy of v2.
+    pub(super) fn enter(&self, cmd: Cmd) -> Cmd {
+        let mount = CString::new(groups::mount().unwrap().as_os_str().as_bytes()).unwrap();
+        let inside = self.0.iter().fold(cmd, |cmd, (_, group)| group.enter(cmd));
+        inside.before_exec(move || without(&mount))
+    }
+
+    /// What a test left frozen could not be killed.
+    pub(super) fn thaw(&self) {
+        let frozen = self.0.iter().filter(|(name, _)| name == "freezer");
+        for group in frozen.flat_map(|(_, group)| groups::find(group.path(), &[], &|_| true)) {
+            for group in groups::find(&group, &[], &|_| true).into_iter().chain([group]) {
+                let _ = fs::write(group.join("freezer.state"), "THAWED");
+            }
+        }
+    }
+}
+
+/// Takes a mount away from this process and its children. Async-signal-safe.
+fn without(mount: &CString) -> std::io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: a new namespace for the mounts, of this process alone.
+    let mut done = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    if done == 0 {
+        // SAFETY: the strings are valid; nothing is mounted, and what is changed is seen from here alone.
+        done = unsafe { libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) };
+    }
+    if done == 0 {
+        // SAFETY: the path is a valid string.
+        done = unsafe { libc::umount2(mount.as_ptr(), libc::MNT_DETACH) };
+    }
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::manager::{Inside, delegate};
 use super::process::{Cmd, Running, as_from_a_terminal};
 use super::session::Session;
+use super::v1::V1Only;
 use super::{EXECUTABLES, built, deadline, groups, kill_pair, own_group, scope_backend, threads_of, wait_until};
 
 /// Where a world's processes and job groups are.
@@ -31,6 +32,8 @@ pub(crate) struct World {
     directory: tempfile::TempDir,
     home: Home,
     uid: u32,
+    /// What is there of cgroup v1, where there is nothing of v2.
+    v1: Option<V1Only>,
 }
 
 /// Groups of a machine's own systemd.
@@ -58,6 +61,24 @@ impl World {
         })
     }
 
+    /// On a machine that has cgroup v1 only, with groups of the test's own in these hierarchies, which belong to the user. The
+    /// world's cgroup is there all the same: everything that runs is in it, and cannot see it.
+    pub(crate) fn on_v1(uid: u32, hierarchies: &[&str]) -> Self {
+        let mut world = Self::for_uid(uid);
+        world.v1 = Some(V1Only::new(uid, hierarchies));
+        world
+    }
+
+    /// A command in this world that sees the hierarchy of v2, too.
+    pub(crate) fn with_v2(&self, line: &str) -> Cmd {
+        self.outside(line)
+    }
+
+    /// What it has of cgroup v1.
+    pub(crate) fn v1(&self) -> &V1Only {
+        self.v1.as_ref().expect("a world on v1")
+    }
+
     /// For a machine with a systemd of its own. The group is root's, as the root of a real machine.
     pub(super) fn for_machine(uid: u32) -> Self {
         Self::furnished(uid, |world| world.home = Home::Machine(new_group().expect("this test needs V2"), None))
@@ -71,20 +92,24 @@ impl World {
     fn furnished(uid: u32, settle: impl FnOnce(&mut Self)) -> Self {
         let directory = tempfile::Builder::new().prefix("pltest-").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let mut world = Self { directory, home: Home::Unknown, uid };
+        let mut world = Self { directory, home: Home::Unknown, uid, v1: None };
         fs::write(world.lock(), "").unwrap();
         fs::create_dir(world.queue()).unwrap();
         fs::set_permissions(world.lock(), fs::Permissions::from_mode(0o666)).unwrap();
         fs::set_permissions(world.queue(), fs::Permissions::from_mode(0o1777)).unwrap();
-        if uid != nix::unistd::geteuid().as_raw() {
-            // The build directory may be closed to plain users.
-            let _alone = EXECUTABLES.write();
-            for name in ["perflock", "pls", "wholock"] {
-                fs::copy(built(name), world.path(name)).unwrap();
-            }
-        }
+        world.install(uid);
         settle(&mut world);
         world
+    }
+
+    /// Lets another user run the programs: the build directory may be closed to plain users.
+    pub(crate) fn install(&self, uid: u32) {
+        if uid != nix::unistd::geteuid().as_raw() {
+            let _alone = EXECUTABLES.write();
+            for name in ["perflock", "pls", "wholock"] {
+                fs::copy(built(name), self.path(name)).unwrap();
+            }
+        }
     }
 
     /// A file in the world's directory.
@@ -153,6 +178,16 @@ impl World {
     /// A command in this world's cgroup, as its user, with the lock named by PERFLOCK_LOCK and the three programs in
     /// PATH. Its words are split at spaces; more are added by [`Cmd::arg`].
     pub(crate) fn cmd(&self, line: &str) -> Cmd {
+        let cmd = self.outside(line);
+        match (&self.home, &self.v1) {
+            (Home::Machine(_, Some(inside)), _) => inside.enter(cmd),
+            (_, Some(v1)) => v1.enter(cmd),
+            _ => cmd,
+        }
+    }
+
+    /// The same, not yet on the machine that the world has made.
+    fn outside(&self, line: &str) -> Cmd {
         let mut words = line.split_whitespace();
         let program = words.next().expect("a command");
         let mut command = match program {
@@ -175,12 +210,7 @@ impl World {
             .env_remove("PERFLOCK_CPUS");
         // SAFETY: only system calls on values that exist already.
         unsafe { command.pre_exec(as_from_a_terminal) };
-        let cmd =
-            Cmd { command, uid: self.uid, group: self.own().map(Path::to_owned), namespaces: None, stdin: Vec::new() };
-        match &self.home {
-            Home::Machine(_, Some(inside)) => inside.enter(cmd),
-            _ => cmd,
-        }
+        Cmd { command, uid: self.uid, group: self.own().map(Path::to_owned), namespaces: None, stdin: Vec::new() }
     }
 
     /// A shell command line: `world.sh("perflock true; echo $?")`.
@@ -198,8 +228,12 @@ impl World {
 
     /// The job groups that exist, as directories; without those of jobs inside jobs.
     pub(crate) fn job_groups(&self) -> Vec<PathBuf> {
+        let own = |group: &Path| {
+            let of_v1 = self.v1.iter().flat_map(V1Only::children);
+            groups::children(group).into_iter().chain(of_v1).collect()
+        };
         match &self.home {
-            Home::Own(group) => groups::children(group),
+            Home::Own(group) => own(group),
             Home::Machine(group, _) => groups::find(group, &MANAGERS, &groups::is_job),
             Home::Session(session) => session.groups(&groups::is_job),
             Home::Unknown => Vec::new(),
@@ -264,6 +298,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.v1.iter().for_each(V1Only::thaw);
         let end = Instant::now() + deadline();
         let gone = || match &self.home {
             Home::Own(group) | Home::Machine(group, _) => {
