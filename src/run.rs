@@ -17,12 +17,12 @@ mod wait;
 
 use std::ffi::{c_char, c_int};
 use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::cpuset::CpusetError;
 use crate::cgroup::limits::LimitError;
-use crate::cgroup::{self, Backend, Choice, Detected, GroupError, Place, Refusal};
+use crate::cgroup::{self, Choice, Detected, GroupError, Place};
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::escape;
@@ -34,7 +34,7 @@ use crate::pin::{PinError, Plan};
 use crate::report;
 use crate::report::document::Reason;
 use crate::say::Say;
-use crate::settings::{Environment, LOCK, Settings, Verbosity};
+use crate::settings::{Environment, Settings, Verbosity, setup_command};
 use crate::supervisor::Outcome;
 use crate::supervisor::command::{Command, CommandError};
 use crate::supervisor::inherit::{self, Inherited};
@@ -238,9 +238,6 @@ impl Run {
 
     /// Finds the backends. Refusing to run is done here, before anything else is touched, if it is known.
     fn detect(&self, here: &Here) -> Result<Detected, Error> {
-        if self.settings.cgroup == Choice::None {
-            return Ok(Detected { places: vec![Place::Subreaper], refused: Vec::new() });
-        }
         let bus_address = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
         let machine = cgroup::detect::Machine {
             root: Path::new("/"),
@@ -248,13 +245,10 @@ impl Run {
             uid: rustix::process::geteuid().as_raw(),
             bus_address: bus_address.as_deref(),
         };
-        let mut detected = cgroup::detect(&here.proc, &machine);
-        if self.settings.cgroup == Choice::Required {
-            detected.places.retain(|place| *place != Place::Subreaper);
-        }
+        let detected = cgroup::choose(self.settings.cgroup, &here.proc, &machine);
         match detected.places.first() {
             None => Err(no_group(&detected)),
-            Some(Place::Subreaper) => {
+            Some(Place::Subreaper) if self.settings.cgroup == Choice::Auto => {
                 self.say.note(&weaker(&detected));
                 Ok(detected)
             }
@@ -282,15 +276,11 @@ impl Run {
     }
 
     fn not_set_up(&self, missing: &Path) -> String {
-        let program = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("perflock")));
-        let program = program.unwrap_or_else(|| PathBuf::from("perflock"));
-        let lock = &self.settings.lock;
-        let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", lock.display()) };
         format!(
-            "this machine is not set up: {} is missing\nfor everybody, once: sudo {} --setup{option}\n\
+            "this machine is not set up: {} is missing\nfor everybody, once: sudo {}\n\
              only among your own jobs: {} --private CMD",
             missing.display(),
-            program.display(),
+            setup_command(&self.settings.lock),
             self.say.name(),
         )
     }
@@ -307,14 +297,9 @@ impl Run {
             )));
         }
         self.say.detail(&format!("inside job {}, which holds the machine: starting at once", outer.id.number));
-        // In the outer job's group or, if that cannot be divided, in the fallback: never in a scope beside it, from where the
-        // inner job would outlive the outer one and its hold on the machine.
+        // In the outer job's group or, if that cannot be divided, in the fallback.
         // No word about it: what the inner job loses sight of, the outer one ends.
-        detected.places.retain(|place| !matches!(place, Place::Scope(_)));
-        if detected.places.is_empty() {
-            let why = "it would be outside of the job that this is a part of".to_owned();
-            detected.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
-        }
+        detected.within_a_job();
         self.limits_for(limiting, detected)?;
         let keeper = plan.map(|plan| Keeper { plan, here, nested: true });
         if let Some(keeper) = keeper {

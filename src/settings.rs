@@ -1,7 +1,7 @@
 //! What was typed, configured and left to its default, validated and put together.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cgroup;
@@ -152,6 +152,14 @@ pub fn lock_path(flag: Option<&PathBuf>, environment: &Environment, config: &Con
     let chosen = flag.or(environment.lock.as_ref()).or(config.lock.as_ref()).cloned().unwrap_or_else(|| LOCK.into());
     // The guard lives in `/`, and tickets name the lock to others: no path may depend on where we stand.
     std::path::absolute(&chosen).unwrap_or(chosen)
+}
+
+/// The command by which root sets a lock up. sudo(8) may look for programs elsewhere than we were found.
+pub fn setup_command(lock: &Path) -> String {
+    let program = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("perflock")));
+    let program = program.unwrap_or_else(|| PathBuf::from("perflock"));
+    let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", lock.display()) };
+    format!("{} --setup{option}", program.display())
 }
 
 /// The environment variables that are settings. An empty one counts as not set.

@@ -89,6 +89,15 @@ pub fn way(place: &Place, v1: &V1Offer, mountinfo: &str, uid: u32) -> Way {
     }
 }
 
+/// Whether a cpuset that is made this way can be a partition.
+pub fn can_isolate(way: &Way, place: &Place) -> bool {
+    match (way, place) {
+        (Way::V2, _) => true,
+        (Way::Scope, Place::Scope(manager)) => manager.is_system(),
+        _ => false,
+    }
+}
+
 /// Makes a job's group in the v1 hierarchy at `location`.
 ///
 /// # Errors

@@ -171,17 +171,18 @@ fn scope_candidate(own: Result<&Location, &String>, machine: &Machine<'_>) -> Op
     }
 }
 
+/// Whether groups below this one can be killed as a whole.
+pub(crate) fn can_kill(own: &Location) -> bool {
+    // The root group has no such file, on any kernel.
+    if own.path == Path::new("/") {
+        return has_cgroup_kill(&rustix::system::uname().release().to_string_lossy());
+    }
+    own.directory().join("cgroup.kill").exists()
+}
+
 /// What every group needs of the kernel.
 fn kernel_can(own: &Location) -> Result<(), String> {
-    // The root group has no such file, on any kernel.
-    let is_root = own.path == Path::new("/");
-    let kernel = rustix::system::uname();
-    let killable = if is_root {
-        has_cgroup_kill(&kernel.release().to_string_lossy())
-    } else {
-        own.directory().join("cgroup.kill").exists()
-    };
-    if !killable {
+    if !can_kill(own) {
         return Err("the kernel has no cgroup.kill (Linux 5.14)".to_owned());
     }
     if !has_clone3() {
@@ -224,8 +225,13 @@ pub fn own_mountinfo() -> String {
 
 /// Whether a kernel of this release has `cgroup.kill`.
 fn has_cgroup_kill(release: &str) -> bool {
+    is_at_least(release, (5, 14))
+}
+
+/// Whether a kernel's release is this version, or a later one.
+pub(crate) fn is_at_least(release: &str, version: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 14)
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= version
 }
 
 /// Whether clone3(2) is there. With arguments of no size it does nothing but say that they are wrong.

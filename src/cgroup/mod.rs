@@ -83,6 +83,31 @@ impl Choice {
     }
 }
 
+/// What a job may have that is run with this `--cgroup`.
+pub fn choose(choice: Choice, proc: &Proc, machine: &detect::Machine<'_>) -> Detected {
+    match choice {
+        Choice::None => Detected { places: vec![Place::Subreaper], refused: Vec::new() },
+        Choice::Auto => detect(proc, machine),
+        Choice::Required => {
+            let mut detected = detect(proc, machine);
+            detected.places.retain(|place| *place != Place::Subreaper);
+            detected
+        }
+    }
+}
+
+impl Detected {
+    /// Leaves what a job inside another may have: never a scope beside that one, from where it would outlive the outer job and
+    /// its hold on the machine.
+    pub fn within_a_job(&mut self) {
+        self.places.retain(|place| !matches!(place, Place::Scope(_)));
+        if self.places.is_empty() {
+            let why = "it would be outside of the job that this is a part of".to_owned();
+            self.refused.insert(0, Refusal { backend: Backend::Scope, why, cure: None });
+        }
+    }
+}
+
 /// How a job group is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {

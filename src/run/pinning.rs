@@ -125,15 +125,6 @@ impl<'a> Pinning<'a> {
     }
 }
 
-/// Whether a cpuset that is made this way can be a partition.
-fn can_isolate(way: &Way, place: &Place) -> bool {
-    match (way, place) {
-        (Way::V2, _) => true,
-        (Way::Scope, Place::Scope(manager)) => manager.is_system(),
-        _ => false,
-    }
-}
-
 /// Where the main process, which ended and is not reaped, was allowed to run beside the processors that it was pinned to.
 /// What its children did, nobody sees.
 pub(super) fn moved_to(pin: &Pin, main: i32) -> Option<CpuList> {
@@ -158,7 +149,7 @@ impl Run {
         if isolated || plan.choice == Choice::Hard {
             detected.places.retain(|place| {
                 let way = keeper.way(place);
-                if isolated { can_isolate(&way, place) } else { !matches!(way, Way::Affinity { .. }) }
+                if isolated { cpuset::can_isolate(&way, place) } else { !matches!(way, Way::Affinity { .. }) }
             });
             return if detected.places.is_empty() { Err(too_weak(isolated, &weak)) } else { Ok(()) };
         }
