@@ -20,6 +20,7 @@ use super::ticket::{MAX_NUMBER, Seen, Ticket, by_descriptor, file_name, parse_fi
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
+use crate::mask::BlockedSignals;
 use crate::step::Step;
 
 /// How many bytes of names are read from the directory in one call.
@@ -176,7 +177,7 @@ impl Queue {
                 return Err(self.no_number_left(highest));
             }
             entry.number += 1;
-            match self.link(&draft.file, entry) {
+            match self.link(&draft.file, &file_name(entry)) {
                 Ok(()) => break,
                 // A name that `entries` passed over, or a plain user's prank between the two calls.
                 Err(Errno::EXIST) => {}
@@ -189,9 +190,24 @@ impl Queue {
         Ok((Ticket::new(draft.file, entry, id, path_of(&self.path, entry)), entries))
     }
 
-    fn link(&self, file: &File, entry: Entry) -> rustix::io::Result<()> {
+    fn link(&self, file: &File, name: &str) -> rustix::io::Result<()> {
         let follow = AtFlags::SYMLINK_FOLLOW;
-        rustix::fs::linkat(rustix::fs::CWD, by_descriptor(file), &self.directory, file_name(entry), follow)
+        rustix::fs::linkat(rustix::fs::CWD, by_descriptor(file), &self.directory, name, follow)
+    }
+
+    /// Tries whether a ticket can be made: drafts one, and gives it for a moment a name that is no ticket's. It takes no lock
+    /// that somebody waits for and has no place in the queue.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn try_ticket(&self, joined: &Joined) -> Result<(), LockError> {
+        let name = format!("check-{}-{:x}", joined.pid, joined.joined_usec);
+        // Whoever ends us between the two would leave the name behind.
+        let _blocked = BlockedSignals::all().map_err(LockError::Wait)?;
+        let draft = self.draft(joined)?;
+        self.link(&draft.file, &name).map_err(FileError::on("put a ticket into", &self.path))?;
+        let removed = rustix::fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
+        Ok(removed.map_err(FileError::on("remove a ticket from", &self.path))?)
     }
 
     fn no_number_left(&self, highest: Option<Entry>) -> LockError {
