@@ -109,7 +109,7 @@ fn affinity() -> Option<CpuList> {
 }
 
 /// Where a process of ours could run if it asked to: what its cpuset allows, which may be more than its affinity. `None` if the
-/// kernel does not say. A thread asks, so that nothing of ours is changed.
+/// kernel does not say, or makes no thread. A thread asks, so that nothing of ours is changed.
 pub fn reachable() -> Option<CpuList> {
     let ask = || {
         let everywhere = [u64::MAX; WORDS];
@@ -117,7 +117,8 @@ pub fn reachable() -> Option<CpuList> {
         unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&everywhere), everywhere.as_ptr()) };
         affinity()
     };
-    std::thread::spawn(ask).join().ok()?
+    // A user may have as many processes as they may: that is no reason to end here.
+    std::thread::Builder::new().spawn(ask).ok()?.join().ok()?
 }
 
 /// A field of `/proc/meminfo`: `MemTotal:  1024 kB`, in bytes.
