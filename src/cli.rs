@@ -91,7 +91,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with_all = ["private", "command"])]
     pub setup: bool,
     /// With --setup: let services of the machine's own run under pls: apt-daily, updatedb, or any by its name
-    #[arg(long, value_name = "SERVICE,...", value_delimiter = ',', requires = "setup")]
+    #[arg(long, value_name = "SERVICE,...", value_delimiter = ',')]
     pub tame: Vec<String>,
     /// Take away what --setup made, if nobody holds the machine or waits for it
     #[arg(long, conflicts_with_all = ["setup", "private", "cancel", "command"])]
@@ -221,6 +221,9 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     let args = RunArgs::from_arg_matches(&matches).map_err(aside)?;
     if args.group.is_some() && !args.setup {
         return Err(Aside::Usage("--group says who may use the lock, and goes with --setup".to_owned()));
+    }
+    if !args.tame.is_empty() && !args.setup {
+        return Err(Aside::Usage("--tame says what else is set up, and goes with --setup".to_owned()));
     }
     if args.dry_run && !args.setup && !args.undo {
         return Err(Aside::Usage("--dry-run goes with --setup or --undo; a command is run or it is not".to_owned()));
