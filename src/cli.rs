@@ -102,6 +102,12 @@ pub struct RunArgs {
     /// End a job: it leaves the queue, or is sent TERM and after --grace KILL
     #[arg(long, value_name = "JOB", conflicts_with_all = ["setup", "command"])]
     pub cancel: Option<String>,
+    /// Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1
+    #[arg(long, conflicts_with_all = ["setup", "undo", "cancel", "command"])]
+    pub check: bool,
+    /// With --check: print it as JSON
+    #[arg(long)]
+    pub json: bool,
     /// With --setup: only this group may use the lock
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
@@ -228,6 +234,11 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.dry_run && !args.setup && !args.undo {
         return Err(Aside::Usage("--dry-run goes with --setup or --undo; a command is run or it is not".to_owned()));
     }
+    if args.json && !args.check {
+        return Err(Aside::Usage(
+            "--json is how --check prints, and goes with that (a job's: --report-file)".to_owned(),
+        ));
+    }
     let placed = args.cpus.is_some() || args.cores.is_some();
     if args.isolated && args.pin == Some(pin::Choice::Soft) {
         return Err(Aside::Usage("--isolated needs a cpuset, and --pin soft has none".to_owned()));
@@ -241,7 +252,8 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.isolated && !placed {
         return Err(Aside::Usage("--isolated needs processors to isolate: --cpus LIST or --cores N".to_owned()));
     }
-    if args.command.is_empty() && !args.setup && !args.undo && args.cancel.is_none() {
+    let aside = args.setup || args.undo || args.check || args.cancel.is_some();
+    if args.command.is_empty() && !aside {
         return Err(Aside::Usage(format!(
             "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
         )));
@@ -350,6 +362,12 @@ mod tests {
             "--tame apt-daily true",
             "--cancel 3 true",
             "--cancel",
+            "--check true",
+            "--check --setup",
+            "--check --undo",
+            "--check --cancel 3",
+            "--json true",
+            "--json",
             "--group g true",
             "--cores 0 true",
             "--cores many true",

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! [`run`] is the only module that sees lock and supervisor together. `lock`, `cgroup` and the supervisor's policy do
-//! not know each other; [`wholock`] reads through `lock` and `cgroup` and changes nothing.
+//! not know each other; [`wholock`] reads through `lock` and `cgroup` and changes nothing. [`check`] asks the same functions
+//! as a run does what works here, and makes nothing that stays.
 //!
 //! # Order, and what it protects
 //!
@@ -105,6 +106,7 @@
 //! - A waiter stopped by SIGSTOP, which no program can catch, keeps its place and holds up those behind it; ^Z does not.
 
 pub mod cgroup;
+pub mod check;
 pub mod child;
 pub mod cli;
 pub mod clock;

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::cpuset::CpusetError;
 use crate::cgroup::limits::LimitError;
 use crate::cgroup::{self, Choice, Detected, GroupError, Place};
+use crate::check;
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
 use crate::escape;
@@ -147,6 +148,9 @@ fn show(text: &str) -> Ending {
 fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inherited) -> Ending {
     let environment = Environment::read(|name| std::env::var_os(name));
     let early = Say::new(name, if args.quiet { Verbosity::Quiet } else { Verbosity::Normal });
+    if args.check {
+        return check::run(args, mode, &early);
+    }
     let result = environment.configuration(args.config.as_ref()).map_err(Error::from).and_then(|(config, warnings)| {
         for warning in warnings {
             early.wrong(&warning);

@@ -25,6 +25,14 @@ pub fn label(uid: u32, login_uid: Option<u32>) -> String {
     }
 }
 
+/// The name of a group, or the number where there is none.
+pub fn group_name(gid: u32) -> String {
+    match nix::unistd::Group::from_gid(gid.into()) {
+        Ok(Some(group)) => group.name,
+        _ => gid.to_string(),
+    }
+}
+
 /// The number of a group.
 pub fn group_id(name: &str) -> Option<u32> {
     let group = nix::unistd::Group::from_name(name).ok()??;

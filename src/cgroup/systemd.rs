@@ -120,6 +120,14 @@ impl Manager {
         self.system
     }
 
+    /// Whether somebody listens on its bus who is of our world. Nothing is said, and nobody is waited for.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub(crate) fn listens(&self) -> Result<(), Missing> {
+        connect(&self.socket, self.system).map(|_| ())
+    }
+
     /// Lets systemd make a delegated scope, whose name begins with `name`, with the process `pid` in it, which may run where
     /// `restriction` says. `moved` says whether
     /// it is there; where this returns without an error, it is or will be in a moment.

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod cancel;
+mod check;
 mod config;
 #[cfg(feature = "crash-points")]
 mod crash_points;
