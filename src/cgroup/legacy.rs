@@ -109,6 +109,11 @@ impl Site {
         self.hierarchy
     }
 
+    /// Whether members can be frozen there.
+    pub fn freezes(&self) -> bool {
+        self.hierarchy == FREEZER
+    }
+
     /// The path of the group that tells who is a member.
     pub fn path(&self) -> &Path {
         &self.tracking.path
@@ -389,7 +394,7 @@ impl JobGroup for Group {
 
     fn kill(&self) -> Result<(), GroupError> {
         self.check_not_ours()?;
-        if self.site.hierarchy == FREEZER {
+        if self.site.freezes() {
             let frozen = self.freeze();
             if frozen.is_ok() {
                 self.signal(Signal::KILL);

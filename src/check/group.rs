@@ -110,6 +110,10 @@ fn backend(facts: &Facts) -> Row {
             let inside = if matches!(facts.lock.inside, Ok(Some(_))) { ", inside a job" } else { "" };
             Row::works(id, name, format!("v2: a group directly below {}{inside}", shown(own)))
         }
+        Some(Place::V1(site)) => {
+            let (hierarchy, directory) = (site.hierarchy(), site.directory());
+            Row::works(id, name, format!("v1: a group of the hierarchy {hierarchy}, below {}", directory.display()))
+        }
     }
 }
 
@@ -126,6 +130,14 @@ fn refused(groups: &Groups, refusal: &Refusal) -> Row {
 
 fn kill(groups: &Groups) -> Row {
     let (id, name) = ("kill", "kill");
+    if let Some(Place::V1(site)) = groups.place() {
+        return match site.freezes() {
+            true => Row::works(id, name, "the freezer holds every process of a job until it is killed"),
+            false => Row::weaker(id, name, "process by process: no group of the freezer's hierarchy is yours")
+                .lost("a job that forks without end takes longer to end")
+                .fix(unify(groups)),
+        };
+    }
     match (groups.has_group(), groups.kills) {
         (true, true) => Row::works(id, name, "cgroup.kill ends every process of a job at once"),
         (true, false) => Row::weaker(id, name, "process by process: the kernel has no cgroup.kill")
@@ -159,7 +171,10 @@ fn accounting(facts: &Facts) -> [Row; 3] {
         (true, _) => Row::works("cpu-time", "CPU time", "of every process of a job"),
         (false, has_group) => Row::weaker("cpu-time", "CPU time", waited_for)
             .lost("CPU time of processes that nobody waits for")
-            .fix((!has_group).then(|| cure.clone())),
+            .fix(match groups.place() {
+                Some(Place::V1(_)) => Some(unify(groups)),
+                _ => (!has_group).then(|| cure.clone()),
+            }),
     };
     let (id, name) = ("memory-peak", "memory peak");
     let lost = "what all processes of a job had together at most";
@@ -180,7 +195,13 @@ fn accounting(facts: &Facts) -> [Row; 3] {
     let pressure = if groups.counts_pressure {
         Row::works(id, name, "how long a job waited for CPU, memory and disk")
     } else {
-        let cure = if groups.has_group() { "boot with psi=1 on the kernel's command line".to_owned() } else { cure };
+        let cure = if matches!(groups.place(), Some(Place::V1(_))) {
+            unify(groups)
+        } else if groups.has_group() {
+            "boot with psi=1 on the kernel's command line".to_owned()
+        } else {
+            cure
+        };
         Row::missing(id, name, "not counted").lost("how long a job waited for CPU, memory and disk").fix(cure)
     };
     [cpu, memory, pressure]

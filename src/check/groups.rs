@@ -107,7 +107,10 @@ impl Groups {
             unasked,
             kills: has_group && own.as_ref().is_some_and(detect::can_kill),
             // Every group has them but the root, which on some kernels has none of its own.
-            counts_cpu: has_group && (is_root || usage.cpu_usec.is_some()),
+            counts_cpu: match place {
+                Place::V1(site) => site.cpuacct_path().is_some(),
+                _ => has_group && (is_root || usage.cpu_usec.is_some()),
+            },
             counts_pressure: has_group
                 && (usage.cpu_stall_usec.is_some() || is_root && procfs::read(&root.join("proc/pressure/cpu")).is_ok()),
             memory_count: memory_count(place, own.as_ref(), &memory),
