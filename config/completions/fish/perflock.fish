@@ -28,6 +28,8 @@ complete -c perflock -l private -d 'Use a lock of your own: only your jobs exclu
 complete -c perflock -l setup -d 'Set this machine up: create the lock file and the queue directory, now and at every boot, and let users\' jobs have cpusets'
 complete -c perflock -l undo -d 'Take away what --setup made, if nobody holds the machine or waits for it'
 complete -c perflock -l dry-run -d 'With --setup or --undo: say what would be done, and do nothing'
+complete -c perflock -l check -d 'Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1'
+complete -c perflock -l json -d 'With --check: print it as JSON'
 complete -c perflock -s v -l verbose -d 'Say what is done, and how'
 complete -c perflock -s q -l quiet -d 'Say only what is wrong'
 complete -c perflock -s h -l help -d 'Print help'
