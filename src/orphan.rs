@@ -111,6 +111,9 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
     if record.stopped && (!same_pids || record.joined.supervisor(proc).is_some()) {
         return false;
     }
+    if !same_pids && is_empty_namespace(record.joined.pid_namespace, proc) {
+        return true;
+    }
     let same_groups = proc.own_namespace("cgroup").is_ok_and(|own| own == record.joined.cgroup_namespace);
     if record.group.is_some() && !same_groups || is_out_of_sight(record, mountinfo) {
         // Not seen from here does not mean empty.
@@ -125,6 +128,24 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
         // For want of a descriptor, say: what cannot be seen to be empty is not.
         Err(_) => false,
     }
+}
+
+/// The inode number of the first pid namespace, in which every process can be seen: `PROC_PID_INIT_INO`, linux/proc_ns.h.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Whether a pid namespace has no process left, as that of a container that ended. A job's processes are in its supervisor's or in
+/// one below, which ends with it. Only root on the host sees them all; false means unknown.
+fn is_empty_namespace(namespace: u64, proc: &Proc) -> bool {
+    let sees_all =
+        rustix::process::geteuid().is_root() && proc.own_namespace("pid").is_ok_and(|own| own == FIRST_PID_NAMESPACE);
+    // One that is gone is in none; one that is not shown to us may be in any. Init is in the first, and may be hidden.
+    let is_in_it = |&pid: &i32| match proc.namespace(pid, "pid") {
+        // One that nobody has waited for yet is dead, but has not left.
+        Ok(its) => its == namespace && proc.stat(pid).is_ok_and(|stat| !stat.is_dead()),
+        Err(_) if pid == 1 => false,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    sees_all && proc.pids().is_ok_and(|pids| !pids.iter().any(is_in_it))
 }
 
 /// What became of an orphan.

@@ -158,6 +158,14 @@ impl Proc {
         Ok(fs::metadata(self.root.join(pid.to_string()))?.uid())
     }
 
+    /// The number of the process in its own pid namespace, where the kernel has several: `NSpid` of `/proc/PID/status`.
+    pub fn innermost_pid(&self, pid: i32) -> Option<i32> {
+        let text = read(&self.file(pid, "status")).ok()?;
+        // A name can have no line of its own in it: the kernel escapes it.
+        let line = std::str::from_utf8(&text).ok()?.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        line.split_ascii_whitespace().last()?.parse().ok()
+    }
+
     /// Who logged in and became, by su or sudo, the user that the process runs as: `/proc/PID/loginuid`, kept by the
     /// kernel's audit part. `None` where nobody logged in (a service, cron), or the kernel does not keep it.
     pub fn login_uid(&self, pid: i32) -> Option<u32> {
@@ -464,6 +472,7 @@ mod tests {
         assert!(proc.pids().unwrap().contains(&own));
         assert_eq!(proc.boot_id().unwrap().len(), 36);
         assert!(proc.own_namespace("pid").unwrap() > 0);
+        assert_eq!(proc.innermost_pid(own), Some(own));
         assert_eq!(proc.cmdline(own).unwrap(), std::env::args().collect::<Vec<_>>());
     }
 }

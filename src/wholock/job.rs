@@ -75,6 +75,8 @@ pub struct Job {
     pub reserved: Option<CpuList>,
     /// What it may have at most.
     pub limits: Limits,
+    /// It is in a container that is not ours.
+    pub elsewhere: Option<Elsewhere>,
     /// Its supervisor and guard.
     pub keepers: Vec<i32>,
     /// Its directory, where it has one.
@@ -110,6 +112,24 @@ impl Living {
                 memory_bytes: sum.memory_bytes.saturating_add(stat.resident_pages.saturating_mul(page)),
             }
         })
+    }
+}
+
+/// Where process numbers are others than here, as in a container: nobody here is meant by them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Inode number of the pid namespace.
+    pub pid_namespace: u64,
+    /// Supervisor and guard, by their numbers there.
+    pub keepers: Vec<i32>,
+}
+
+impl Elsewhere {
+    /// Whether a process that we see is one of the keepers. It must be one of the ticket's owner, whom no ticket can hide others for.
+    pub fn is_keeper(&self, pid: i32, owner: u32, proc: &Proc) -> bool {
+        proc.namespace(pid, "pid").is_ok_and(|its| its == self.pid_namespace)
+            && proc.innermost_pid(pid).is_some_and(|pid| self.keepers.contains(&pid))
+            && proc.uid(pid).is_ok_and(|uid| uid == owner)
     }
 }
 
@@ -159,6 +179,7 @@ impl Job {
             reserved: None,
             limits: Limits::default(),
             message: Some("its ticket cannot be read: a newer version's?".to_owned()),
+            elsewhere: None,
             keepers: Vec::new(),
             group: None,
             cpuacct: None,

@@ -55,6 +55,8 @@ struct JobFields<'a> {
     age_usec: u64,
     command: &'a [String],
     message: Option<&'a str>,
+    /// Its process numbers are those of another pid namespace.
+    in_another_container: bool,
     group: Option<String>,
     processes: Option<usize>,
     cpu_now_percent: Option<f64>,
@@ -227,6 +229,7 @@ fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
         age_usec: in_usec(job.age),
         command: &job.command,
         message: job.message.as_deref(),
+        in_another_container: job.elsewhere.is_some(),
         group: job.group.as_ref().map(|group| group.display().to_string()),
         processes: job.processes,
         cpu_now_percent: job.cpu_now_percent,

@@ -18,7 +18,7 @@ use crate::nested;
 use crate::orphan;
 use crate::procfs::Proc;
 
-pub use super::job::{Inner, Job, Living, State};
+pub use super::job::{Elsewhere, Inner, Job, Living, State};
 
 /// How many jobs inside a job are shown: somebody may make any number of groups with such names.
 const INNER_SHOWN: usize = 32;
@@ -103,7 +103,9 @@ impl Snapshot {
         };
         let mut snapshot = view.jobs(memory)?;
         let ours: Vec<i32> = snapshot.jobs().flat_map(|job| job.keepers.clone()).collect();
-        let outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
+        let mut outsiders = outsiders(proc, &lock.file, &ours).unwrap_or_default();
+        let keeps = |pid, job: &Job| job.elsewhere.as_ref().is_some_and(|place| place.is_keeper(pid, job.uid, proc));
+        outsiders.retain(|outsider| !snapshot.jobs().any(|job| keeps(outsider.pid, job)));
         let own_job = |outsider: &Outsider| {
             let job = snapshot.job_of(outsider.pid, proc).filter(|_| outsider.waiting)?;
             job.mode.conflicts_with(outsider.mode).then_some(job.number)
@@ -283,7 +285,8 @@ impl View<'_> {
         // The kernel goes on naming a dead supervisor as who took the lock. But no ticket can hide another user's process.
         let ended_or_its_own = |pid: &i32| same_pids && self.proc.uid(*pid).map_or(true, |uid| uid == seen.uid);
         let named = [Some(record.joined.pid), record.guard_pid].into_iter().flatten();
-        let keepers = named.filter(ended_or_its_own).collect();
+        let elsewhere = || Elsewhere { pid_namespace: record.joined.pid_namespace, keepers: named.clone().collect() };
+        let keepers = named.clone().filter(ended_or_its_own).collect();
         let login_uid =
             supervised.then(|| *known.login_uid.get_or_insert_with(|| self.proc.login_uid(record.joined.pid)));
         Job {
@@ -304,6 +307,7 @@ impl View<'_> {
             cores_asked: record.joined.cores,
             reserved: record.cores.clone(),
             limits: record.limits,
+            elsewhere: (!same_pids).then(elsewhere),
             keepers,
             group: None,
             cpuacct: None,

@@ -165,10 +165,9 @@ pub fn state(job: &Job) -> String {
 
 fn row(job: &Job) -> Row {
     let command = text::command_line(&job.command);
-    let command = match &job.message {
-        Some(message) => format!("{command}  # {}", text::escape(message)),
-        None => command,
-    };
+    let place = job.elsewhere.is_some().then(|| "in another container".to_owned());
+    let notes = place.into_iter().chain(job.message.as_ref().map(|message| text::escape(message)));
+    let command = notes.fold(command, |command, note| format!("{command}  # {note}"));
     let (usage, living) = (&job.usage, job.living);
     let cpu_time = |usec| text::duration(Duration::from_micros(usec));
     // Of the living alone: more was used, and memory that several have in common is counted for each.
@@ -276,6 +275,7 @@ mod tests {
             cores_asked: None,
             reserved: None,
             limits: Default::default(),
+            elsewhere: None,
             keepers: vec![],
             group: None,
             cpuacct: None,

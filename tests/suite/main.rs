@@ -7,6 +7,7 @@ mod bad_input;
 mod cancel;
 mod check;
 mod config;
+mod containers;
 #[cfg(feature = "crash-points")]
 mod crash_points;
 mod escapes;

@@ -30,6 +30,7 @@ pub(super) fn holder(number: u64, command: &str) -> Job {
         cores_asked: None,
         reserved: None,
         limits: Default::default(),
+        elsewhere: None,
         keepers: Vec::new(),
         group: None,
         cpuacct: None,
