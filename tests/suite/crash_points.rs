@@ -165,7 +165,7 @@ fn in_a_group() {
 
 #[test]
 fn in_a_group_of_v1() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
     all_cases(Backend::V1);
 }
 
@@ -217,7 +217,7 @@ fn the_steps_of_a_run_in_a_group_are_logged_in_their_order() {
 
 #[test]
 fn the_steps_of_a_run_in_a_group_of_v1_are_logged_in_their_order() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
     logs(Backend::V1);
 }
 

@@ -45,7 +45,7 @@ fn assert_orphan(world: &World, pids: &[i32]) {
 
 #[test]
 fn a_job_is_in_groups_of_its_own_and_leaves_nothing() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("memory"), V1("pids"), V1("name=systemd"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("memory"), V1("pids"), V1("name=systemd"));
     for (world, hierarchies) in [(root_s(), &ROOT_S[..2]), (user_s(), &USER_S[..])] {
         let done = world.cmd("perflock --cgroup required cat /proc/self/cgroup").run().exits(0).says("");
         for hierarchy in hierarchies {
@@ -66,7 +66,7 @@ fn a_job_is_in_groups_of_its_own_and_leaves_nothing() {
 
 #[test]
 fn daemons_are_killed_and_named() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
     for world in [root_s(), user_s()] {
         world.write("daemon.pl", DAEMON);
         let job = format!("env -i {START_DAEMON}; exit 3");
@@ -80,7 +80,7 @@ fn daemons_are_killed_and_named() {
 
 #[test]
 fn processes_that_fork_while_they_are_killed_do_not_escape() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
     // One process after the other, each the child of the one before; and some that always have another child.
     let forks = "$SIG{TERM} = 'IGNORE'; for (1 .. 4) { next if fork; setpgrp; while (1) { if (my $child = fork) { waitpid $child, 0 } \
         else { select undef, undef, undef, 0.001; exit } } } \
@@ -95,7 +95,7 @@ fn processes_that_fork_while_they_are_killed_do_not_escape() {
 
 #[test]
 fn members_of_frozen_groups_below_are_killed_and_the_groups_removed() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("unshare"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("unshare"));
     // In a pid namespace of its own perflock thaws no groups but the job's.
     for prefix in ["", "unshare --pid --fork --kill-child --mount-proc "] {
         let world = root_s();
@@ -113,7 +113,7 @@ fn members_of_frozen_groups_below_are_killed_and_the_groups_removed() {
 
 #[test]
 fn a_group_that_its_job_closed_is_emptied_and_removed() {
-    needs!(Root, V2, OwnGroup, V1("name=systemd"));
+    needs!(V1Worlds, V1("name=systemd"));
     let world = user_s();
     let close = "mkdir $g/a; cat pid > $g/a/tasks; chmod 0 $g/a $g/tasks $g/cgroup.procs; chmod 100 $g";
     let job = format!("{}; {SLEEPER}; {close}; exit 5", own_group("name=systemd"));
@@ -126,7 +126,7 @@ fn a_group_that_its_job_closed_is_emptied_and_removed() {
 
 #[test]
 fn when_the_supervisor_is_killed_the_guard_ends_the_job() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
     for world in [root_s(), user_s()] {
         let running = stubborn(&world, "");
         running.signal(libc::SIGKILL);
@@ -138,7 +138,7 @@ fn when_the_supervisor_is_killed_the_guard_ends_the_job() {
 
 #[test]
 fn a_guard_that_is_killed_is_replaced() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("perl"));
     let world = root_s();
     let running = stubborn(&world, "");
     let first = guard_of(&world);
@@ -153,7 +153,7 @@ fn a_guard_that_is_killed_is_replaced() {
 
 #[test]
 fn when_both_are_killed_wholock_names_the_orphan_and_the_next_perflock_ends_it() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
     for (world, user) in [(root_s(), me()), (user_s(), ALICE.to_string())] {
         kill_both(&world, stubborn(&world, ""));
         let [child, daemon] = members(&world);
@@ -170,7 +170,7 @@ fn when_both_are_killed_wholock_names_the_orphan_and_the_next_perflock_ends_it()
 
 #[test]
 fn the_orphan_of_a_machine_that_v1_is_seen_on_is_ended_from_where_v2_is() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("perl"));
+    needs!(V2, OwnGroup, V1Worlds, V1("freezer"), V1("cpuacct"), Program("perl"));
     let world = root_s();
     kill_both(&world, stubborn(&world, ""));
     let [child, daemon] = members(&world);
@@ -182,7 +182,7 @@ fn the_orphan_of_a_machine_that_v1_is_seen_on_is_ended_from_where_v2_is() {
 
 #[test]
 fn waiting_for_leftovers_costs_nothing_and_ends_with_the_last_of_them() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("perl"));
     let world = root_s();
     world.write("daemon.pl", DAEMON);
     let job = format!("{SLEEPER}; {START_DAEMON}; exit 6");
@@ -203,7 +203,7 @@ fn waiting_for_leftovers_costs_nothing_and_ends_with_the_last_of_them() {
 
 #[test]
 fn waiting_for_another_user_s_orphan_costs_nothing_and_ends_with_it() {
-    needs!(Root, V2, OwnGroup, V1("name=systemd"));
+    needs!(V1Worlds, V1("name=systemd"));
     let world = user_s();
     let job = "echo $$ > pid; exec >/dev/null 2>&1; while :; do sleep 0.02; done";
     let alice = world.cmd("perflock sh -c").arg(job).spawn();
@@ -229,7 +229,7 @@ const BURNER: &str = "setsid perl -e 'exit if fork; 1 until (times)[0] + (times)
 
 #[test]
 fn the_cpu_time_of_processes_that_nobody_waited_for_is_counted() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("perl"));
     let world = root_s();
     world.cmd("perflock -q --grace 0.2 --report-file report sh -c").arg(BURNER).run().exits(0);
     let report = report(&world, "report");
@@ -244,7 +244,7 @@ fn the_cpu_time_of_processes_that_nobody_waited_for_is_counted() {
 
 #[test]
 fn wholock_shows_what_a_job_uses() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"), Program("perl"));
     for (world, at_least) in [(root_s(), ""), (user_s(), "≥")] {
         let running = world.cmd("perflock sh -c").arg(format!("{BURNER}; exec sleep 600")).spawn();
         wait_until("it has burnt", || world.path("burnt").exists());
@@ -265,7 +265,7 @@ fn wholock_shows_what_a_job_uses() {
 /// The same in numbers of which none is made up.
 #[test]
 fn what_nothing_counts_is_unknown_in_reports() {
-    needs!(Root, V2, OwnGroup, V1("name=systemd"), Program("perl"));
+    needs!(V1Worlds, V1("name=systemd"), Program("perl"));
     let world = user_s();
     let job = "perl -e '1 until (times)[0] + (times)[1] >= 0.2'";
     let done = world.cmd("perflock --report --report-file report sh -c").arg(job).run().exits(0);
@@ -278,7 +278,7 @@ fn what_nothing_counts_is_unknown_in_reports() {
 
 #[test]
 fn limits_are_kept_by_groups_beside_and_shown() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("memory"), V1("pids"), Program("perl"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("memory"), V1("pids"), Program("perl"));
     let world = root_s();
     let job = "ulimit -u; cat /proc/self/cgroup; tail /dev/zero; exit 7";
     let done = world.cmd("perflock --memory 64M --pids 20 sh -c").arg(job).run().exits(7);
@@ -295,7 +295,7 @@ fn limits_are_kept_by_groups_beside_and_shown() {
 
 #[test]
 fn a_pin_is_kept_by_a_cpuset_beside() {
-    needs!(Root, V2, OwnGroup, TwoCores, V1("freezer"), V1("cpuacct"), V1("cpuset"));
+    needs!(V1Worlds, TwoCores, V1("freezer"), V1("cpuacct"), V1("cpuset"));
     let world = World::on_v1(0, &["freezer", "cpuacct", "cpuset"]);
     let job = "taskset -p 3 $$ > /dev/null; grep Cpus_allowed_list /proc/self/status; grep :cpuset: /proc/self/cgroup";
     let done = world.cmd("perflock --cpus 1 --pin hard sh -c").arg(job).run().exits(0).says("");
@@ -307,7 +307,7 @@ fn a_pin_is_kept_by_a_cpuset_beside() {
 
 #[test]
 fn a_job_inside_another_is_below_it_and_known_by_its_group() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), V1("name=systemd"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), V1("name=systemd"));
     for (world, hierarchy) in [(root_s(), "freezer"), (user_s(), "name=systemd")] {
         let script = format!("pls grep :{hierarchy}: /proc/self/cgroup; env -u PERFLOCK_JOB perflock -n echo inside");
         let done = world.cmd("perflock sh -c").arg(script).run().exits(0).says("");
@@ -320,7 +320,7 @@ fn a_job_inside_another_is_below_it_and_known_by_its_group() {
 
 #[test]
 fn a_process_is_told_its_job_from_inside_and_cannot_cancel_it() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"));
     let world = root_s();
     let job = "wholock --pid $$; env -u PERFLOCK_JOB perflock --cancel 1; echo $?";
     let done = world.cmd("perflock sh -c").arg(job).run().exits(0).mentions("cancel it from outside");
@@ -359,7 +359,7 @@ impl Login {
 
 #[test]
 fn a_plain_user_s_session_uses_the_group_of_its_service_manager() {
-    needs!(Root, V2, OwnGroup, V1("name=systemd"));
+    needs!(V1Worlds, V1("name=systemd"));
     let login = Login::new();
     let groups = || crate::harness::groups::children(&login.service);
     let job = format!("grep :name=systemd: /proc/self/cgroup; {SLEEPER}; exit 3");

@@ -41,7 +41,7 @@ fn in_a_group() {
 
 #[test]
 fn in_a_group_of_v1() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
     killed_before_the_command_executes(Backend::V1);
 }
 
@@ -60,7 +60,7 @@ fn in_a_scope() {
 /// The command writes itself into its group; here that takes longer than whoever ends the job would need to find nobody in it.
 #[test]
 fn a_command_that_joins_late_is_not_executed_beside_the_next_job() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"), Program("strace"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"), Program("strace"));
     for victim in ["supervisor", "both"] {
         let place = Backend::V1.place();
         // It makes a timer just before.

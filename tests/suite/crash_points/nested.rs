@@ -64,7 +64,7 @@ fn without_a_group() {
 
 #[test]
 fn in_a_group_of_v1() {
-    needs!(Root, V2, OwnGroup, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
+    needs!(V1Worlds, V1("freezer"), V1("cpuacct"), Program("flock"), Program("setsid"));
     all_cases("inside a job in a group of cgroup v1", Backend::V1);
 }
 

@@ -77,6 +77,8 @@ pub(crate) enum Need {
     LoginUid,
     /// A v1 hierarchy with this controller, in which groups can be made.
     V1(&'static str),
+    /// Worlds with cgroup v1 only.
+    V1Worlds,
     /// Processors 0 and 1 are for this process, and each is a core.
     TwoCores,
     /// A program in PATH.
@@ -88,7 +90,10 @@ impl Need {
         match self {
             Self::Root if !nix::unistd::geteuid().is_root() => Some(("root", "not root".to_owned())),
             Self::V2 if scope_backend() => groups::mount().err().map(|why| ("v2", why)),
-            Self::OwnGroup if scope_backend() => Some(("group", "jobs are in scopes that systemd makes".to_owned())),
+            Self::V1Worlds if !nix::unistd::geteuid().is_root() => Some(("root", "not root".to_owned())),
+            Self::OwnGroup | Self::V1Worlds if scope_backend() => {
+                Some(("group", "jobs are in scopes that systemd makes".to_owned()))
+            }
             Self::V2 | Self::OwnGroup => own_group().err().map(|why| ("v2", why)),
             Self::Manager => manager::missing().map(|why| ("scope", why)),
             Self::Program(name) => (!installed(name)).then(|| ("programs", format!("{name} is not installed"))),
@@ -104,7 +109,7 @@ impl Need {
                 (!whole).then(|| ("cores", "cpus 0 and 1 are not two cores that this process may use".to_owned()))
             }
             Self::Speed if is_slow() => Some(("speed", "this machine is slow (PERFLOCK_TEST_PATIENCE)".to_owned())),
-            Self::Root | Self::Speed => None,
+            Self::Root | Self::Speed | Self::V1Worlds => None,
         }
     }
 }

@@ -137,9 +137,25 @@ impl V1Only {
 
     /// Has a command run in these groups, and see no hierarchy of v2.
     pub(super) fn enter(&self, cmd: Cmd) -> Cmd {
-        let mount = CString::new(groups::mount().unwrap().as_os_str().as_bytes()).unwrap();
         let inside = self.0.iter().fold(cmd, |cmd, (_, group)| group.enter(cmd));
+        let Ok(mount) = groups::mount() else { return inside };
+        let mount = CString::new(mount.as_os_str().as_bytes()).unwrap();
         inside.before_exec(move || without(&mount))
+    }
+
+    /// Every process that is in these groups, or below.
+    pub(super) fn processes(&self) -> Vec<i32> {
+        groups::processes(self.0[0].1.path(), &[])
+    }
+
+    /// Kills them, once; whether there are none.
+    pub(super) fn kill(&self) -> bool {
+        let left = self.processes();
+        for &pid in &left {
+            // SAFETY: only sends a signal, to what a test started: nobody else is in its groups.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        left.is_empty()
     }
 
     /// What a test left frozen could not be killed.

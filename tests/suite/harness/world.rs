@@ -62,7 +62,7 @@ impl World {
     }
 
     /// On a machine that has cgroup v1 only, with groups of the test's own in these hierarchies, which belong to the user. The
-    /// world's cgroup is there all the same: everything that runs is in it, and cannot see it.
+    /// world's cgroup is there all the same, where there is v2: everything that runs is in it, and cannot see it.
     pub(crate) fn on_v1(uid: u32, hierarchies: &[&str]) -> Self {
         let mut world = Self::for_uid(uid);
         world.v1 = Some(V1Only::new(uid, hierarchies));
@@ -236,7 +236,7 @@ impl World {
             Home::Own(group) => own(group),
             Home::Machine(group, _) => groups::find(group, &MANAGERS, &groups::is_job),
             Home::Session(session) => session.groups(&groups::is_job),
-            Home::Unknown => Vec::new(),
+            Home::Unknown => self.v1.iter().flat_map(V1Only::children).collect(),
         }
     }
 
@@ -255,7 +255,7 @@ impl World {
             Home::Own(group) => groups::processes(group, &[]),
             Home::Machine(group, _) => groups::processes(group, &MANAGERS),
             Home::Session(session) => session.processes(),
-            Home::Unknown => Vec::new(),
+            Home::Unknown => self.v1.as_ref().map(V1Only::processes).unwrap_or_default(),
         }
     }
 
@@ -307,7 +307,7 @@ impl Drop for World {
                 groups::kill(group) && groups::remove(group)
             }
             Home::Session(session) => session.end(),
-            Home::Unknown => true,
+            Home::Unknown => self.v1.as_ref().is_none_or(V1Only::kill),
         };
         while !gone() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
