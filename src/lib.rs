@@ -119,6 +119,7 @@ mod fork;
 pub mod fuzz;
 mod helper;
 pub mod job;
+pub mod kernel;
 pub mod limit;
 pub mod lock;
 pub mod machine;

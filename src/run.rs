@@ -83,6 +83,8 @@ enum Error {
     Cpuset(#[from] CpusetError),
     #[error(transparent)]
     Limit(#[from] LimitError),
+    #[error(transparent)]
+    Kernel(#[from] crate::kernel::Unfit),
     #[error("out of memory: {name} cannot be started within the job's limit of {limit} (--memory)")]
     TooLittleMemory { name: String, limit: String },
     #[error("{0}")]
@@ -178,6 +180,7 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
 
 /// `--cancel`.
 fn cancel(settings: Settings, job: &str, say: &Say) -> Result<Ending, Error> {
+    crate::kernel::check()?;
     let path = if settings.private { setup::private_lock()? } else { settings.lock };
     cancel::cancel(&Lock::open(&path)?, &Here::look()?, job, settings.policy.grace, say)
 }
@@ -213,6 +216,7 @@ impl Run {
     }
 
     fn attempt(&mut self, args: &RunArgs) -> Result<Ending, Error> {
+        crate::kernel::check()?;
         let command = Command::look_up(&args.command, std::env::var_os("PATH").as_deref())?;
         if command.missing_yet {
             let name = text::escape(&args.command[0].to_string_lossy());

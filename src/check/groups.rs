@@ -179,7 +179,7 @@ fn memory_count(place: &Place, own: Option<&Location>, memory: &limits::Way) -> 
     match memory {
         _ if counted && *place != Place::Subreaper => {
             let kernel = rustix::system::uname();
-            let peak = detect::is_at_least(&kernel.release().to_string_lossy(), MEMORY_PEAK);
+            let peak = crate::kernel::is_at_least(&kernel.release().to_string_lossy(), MEMORY_PEAK);
             if peak { MemoryCount::Peak } else { MemoryCount::Now }
         }
         limits::Way::V1(_) | limits::Way::Group => MemoryCount::WhenLimited,
