@@ -7,6 +7,7 @@
 //! | `CLONE_PIDFD` of clone(2) | 5.2 | every kernel with pidfd_open(2) has it |
 //! | `cgroup.freeze` | 5.2 | the same |
 //! | faccessat2(2) | 5.8 | rustix asks faccessat(2), which knows the real user only: the same one, without a setuid bit |
+//! | close_range(2) | 5.9 | each descriptor is closed: [`crate::supervisor::guard`] |
 //!
 //! Neither openat2(2) nor waitid(2) with `P_PIDFD` is used.
 

@@ -201,10 +201,20 @@ pub(super) fn leave_everything_else(mut kept: Vec<RawFd>, name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
+/// Closes descriptors from the first to the last.
 fn close_range(first: RawFd, last: RawFd) {
     // SAFETY: the guard uses no descriptor in the range again, and it ends by `_exit`, so that no owner's drop closes
     // a number that came to mean another file.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
+        return;
+    }
+    // Before Linux 5.9. The one by which the list is read is closed by then.
+    let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<RawFd> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| (first..=last).contains(fd)) {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
 }
 
 /// What ends a guard's watch.
