@@ -8,6 +8,7 @@
 //! | `cgroup.freeze` | 5.2 | the same |
 //! | faccessat2(2) | 5.8 | rustix asks faccessat(2), which knows the real user only: the same one, without a setuid bit |
 //! | close_range(2) | 5.9 | each descriptor is closed: [`crate::supervisor::guard`] |
+//! | `cgroup.kill` | 5.14 | the group is frozen, its members are killed, and it is thawed: [`crate::cgroup`] |
 //!
 //! Neither openat2(2) nor waitid(2) with `P_PIDFD` is used.
 

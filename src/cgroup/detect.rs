@@ -172,25 +172,33 @@ fn scope_candidate(own: Result<&Location, &String>, machine: &Machine<'_>) -> Op
     }
 }
 
-/// Whether groups below this one can be killed as a whole.
+/// Whether groups below this one can be killed as a whole, by `cgroup.kill` (Linux 5.14).
 pub(crate) fn can_kill(own: &Location) -> bool {
-    // The root group has no such file, on any kernel.
-    if own.path == Path::new("/") {
-        return kernel::is_at_least(&kernel::release(), (5, 14));
-    }
-    own.directory().join("cgroup.kill").exists()
+    has(own, &["cgroup.kill"], (5, 14))
 }
 
-/// What every group needs of the kernel.
+/// Whether groups have one of these files, the first of which is there from this version on.
+fn has(own: &Location, files: &[&str], since: (u32, u32)) -> bool {
+    // The root group has none of them, on any kernel.
+    if own.path == Path::new("/") {
+        return kernel::is_at_least(&kernel::release(), since);
+    }
+    files.iter().any(|file| own.directory().join(file).exists())
+}
+
+/// What every group needs of the kernel: to be killed.
 fn kernel_can(own: &Location) -> Result<(), String> {
-    if !can_kill(own) {
-        return Err("the kernel has no cgroup.kill (Linux 5.14)".to_owned());
+    if !has(own, &["cgroup.kill", "cgroup.freeze"], FREEZES) {
+        return Err("the kernel has neither cgroup.kill nor cgroup.freeze (Linux 5.2)".to_owned());
     }
     if !has_clone3() {
         return Err("clone3(2) is refused, by a container's filter or an old kernel".to_owned());
     }
     Ok(())
 }
+
+/// The first Linux with `cgroup.freeze`.
+const FREEZES: (u32, u32) = (5, 2);
 
 /// A group of ours can be made, and a child born into it, when our own group's directory and its `cgroup.procs` are
 /// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
@@ -367,9 +375,12 @@ mod tests {
     #[test]
     fn a_kernel_that_cannot_kill_a_group_is_refused() {
         let (root, proc, mountinfo) = captured("domain\n");
-        fs::remove_file(root.path().join("cgroup/ci/cgroup.kill")).unwrap();
+        let group = root.path().join("cgroup/ci");
+        fs::remove_file(group.join("cgroup.kill")).unwrap();
         let found = look(root.path(), &proc, &mountinfo);
-        assert_eq!(found.refused[0].why, "the kernel has no cgroup.kill (Linux 5.14)");
+        assert_eq!(found.refused[0].why, "the kernel has neither cgroup.kill nor cgroup.freeze (Linux 5.2)");
+        fs::write(group.join("cgroup.freeze"), "0\n").unwrap();
+        assert_eq!(look(root.path(), &proc, &mountinfo).refused, []);
     }
 
     /// The backends in order, on a machine with systemd and its bus, for a process in the unit `unit`; the marked ones

@@ -438,6 +438,10 @@ impl JobGroup for Group {
         remove(&self.site.tracking).and(counting).map_err(GroupError::from)
     }
 
+    fn kills_by_signals(&self) -> bool {
+        true
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }

@@ -12,8 +12,9 @@
 //!
 //! **Killing** is `cgroup.kill`, at the job group and nowhere below, written again until the group is empty: before
 //! Linux 6.14 a fork in flight can survive one write. Before every write the group's name must be one that perflock
-//! makes and the group must not contain ourselves. Single signals go by pidfd, opened between two readings of the
-//! member list: a number that is in both, and whose pidfd still takes the signal, meant one process throughout.
+//! makes and the group must not contain ourselves. Where there is no such file, [`freeze`] does it. Single signals go by
+//! pidfd, opened between two readings of the member list: a number that is in both, and whose pidfd still takes the signal,
+//! meant one process throughout.
 //!
 //! Not everything dies of it: a process whose main thread has ended is not reached by `cgroup.kill`, and one that a v1 freezer
 //! holds does not take the signal. [`kill_survivors`] deals with these, a while after the first kill.
@@ -32,12 +33,14 @@ pub(crate) mod bus;
 pub mod controller;
 pub mod cpuset;
 pub mod detect;
+pub mod freeze;
 mod freezer;
 pub mod legacy;
 pub mod limits;
 pub mod scope;
 pub mod subreaper;
 pub mod systemd;
+mod unified;
 pub mod usage;
 pub mod v1;
 pub mod v2;
@@ -209,7 +212,8 @@ pub trait JobGroup: fmt::Debug {
     fn members(&self) -> Vec<i32>;
     /// Whether this process is a member; false where it cannot be known.
     fn contains(&self, pid: i32) -> bool;
-    /// Kills every member once. Call it again until the group is empty.
+    /// Kills every member once. Call it again until the group is empty. Without `cgroup.kill` it takes up to
+    /// [`freeze::FREEZES_WITHIN`].
     ///
     /// # Errors
     /// The group is not one that may be killed, or the kernel refused.
@@ -225,6 +229,8 @@ pub trait JobGroup: fmt::Debug {
     fn inode(&self) -> Option<u64> {
         None
     }
+    /// Whether members are killed one by one, by signals: those that another user's processes do not take.
+    fn kills_by_signals(&self) -> bool;
     /// What the guard must keep open to do its work.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
     /// The systemd unit that was made for the job. When systemd stops it, the job must end.

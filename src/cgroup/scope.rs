@@ -233,6 +233,10 @@ impl JobGroup for Group {
         self.job.inode()
     }
 
+    fn kills_by_signals(&self) -> bool {
+        self.job.kills_by_signals()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.job.descriptors()
     }

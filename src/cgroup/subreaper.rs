@@ -231,6 +231,10 @@ impl JobGroup for Group {
         Ok(())
     }
 
+    fn kills_by_signals(&self) -> bool {
+        true
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }

@@ -8,11 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use cgroups_rs::fs::cgroup::Cgroup;
-use cgroups_rs::fs::{Hierarchy, Subsystem};
 use rustix::fs::{Mode as FileMode, OFlags, inotify};
 
-use super::{GroupError, JobGroup, Maker, Population, Usage, usage};
+use super::{GroupError, JobGroup, Maker, Population, Usage, freeze, unified, usage};
 use crate::error::FileError;
 use crate::job::GROUP_PREFIX;
 use crate::procfs::{self, Proc};
@@ -70,10 +68,13 @@ impl Group {
         let path = location.directory();
         fs::create_dir(&path).map_err(FileError::on("create the group", &path))?;
         // Without it nothing could be killed: better none than a group that holds the machine for ever.
-        let killable = path.join("cgroup.kill").exists();
+        let killable = [KILL, freeze::FILE].iter().any(|file| path.join(file).exists());
         let group = Self::open(location).and_then(|group| match killable {
             true => Ok(group),
-            false => Err(GroupError::Refused { path: path.clone(), why: "it has no cgroup.kill (Linux 5.14)" }),
+            false => Err(GroupError::Refused {
+                path: path.clone(),
+                why: "it has neither cgroup.kill nor cgroup.freeze (Linux 5.2)",
+            }),
         });
         group.inspect_err(|_| {
             let _ = fs::remove_dir(&path);
@@ -142,6 +143,28 @@ impl Group {
         self.directory.as_fd()
     }
 
+    /// Whether there is the file that kills it: the kernel may be too old. One that cannot be seen is there.
+    fn has_kill(&self) -> bool {
+        let file = fs::symlink_metadata(self.location.directory().join(KILL));
+        !file.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    fn read_events(&self) -> io::Result<String> {
+        let mut text = [0; 128];
+        let length = self.events.read_at(&mut text, 0)?;
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+
+    /// Kills every member once, by what the kernel has for it.
+    fn kill_once(&self) -> Result<(), String> {
+        let directory = self.location.directory();
+        if self.has_kill() {
+            return unified::kill(&self.location.mount, &self.location.relative).map_err(|error| error.to_string());
+        }
+        let killed = freeze::kill(self, &directory, || self.read_events().unwrap_or_default());
+        killed.map_err(|error| format!("it cannot be frozen: {}", crate::error::reason(&error)))
+    }
+
     /// Refuses to touch a group that contains ourselves. Its name was checked when it was opened.
     fn check_not_ours(&self) -> Result<(), GroupError> {
         let refused = |why| GroupError::Refused { path: self.location.directory(), why };
@@ -152,6 +175,9 @@ impl Group {
         }
     }
 }
+
+/// The file in a group's directory that kills it, and everything below: Linux 5.14.
+const KILL: &str = "cgroup.kill";
 
 /// A job group's own component begins with our prefix, and it is never the root.
 pub(super) fn check_name(path: &Path) -> Result<(), GroupError> {
@@ -212,7 +238,8 @@ pub(super) fn open_up(directory: &Path) {
         let own = [
             ("", 0o700),
             ("cgroup.procs", 0o600),
-            ("cgroup.kill", 0o200),
+            (KILL, 0o200),
+            (freeze::FILE, 0o600),
             ("cgroup.events", 0o400),
             // Those of v1.
             ("tasks", 0o600),
@@ -283,9 +310,8 @@ impl JobGroup for Group {
     fn exclude(&mut self, _: i32) {}
 
     fn population(&self) -> Population {
-        let mut text = [0; 128];
-        match self.events.read_at(&mut text, 0) {
-            Ok(length) => parse_population(&String::from_utf8_lossy(&text[..length])),
+        match self.read_events() {
+            Ok(events) => parse_population(&events),
             // The open file of a group that was removed.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Population::Empty,
             Err(_) => Population::Populated,
@@ -320,18 +346,14 @@ impl JobGroup for Group {
 
     fn kill(&self) -> Result<(), GroupError> {
         self.check_not_ours()?;
-        let kill = || {
-            let hierarchy = Box::new(Unified(self.location.mount.clone()));
-            Cgroup::load(hierarchy, &self.location.relative).kill()
-        };
-        let killed = kill().or_else(|_| {
+        let killed = self.kill_once().or_else(|_| {
             open_up(&self.location.directory());
-            kill()
+            self.kill_once()
         });
         match killed {
             Ok(()) => Ok(()),
             Err(_) if self.population() == Population::Empty => Ok(()),
-            Err(error) => Err(GroupError::Kill { path: self.location.directory(), why: error.to_string() }),
+            Err(why) => Err(GroupError::Kill { path: self.location.directory(), why }),
         }
     }
 
@@ -358,6 +380,10 @@ impl JobGroup for Group {
         rustix::fs::fstat(&self.directory).ok().map(|it| it.st_ino)
     }
 
+    fn kills_by_signals(&self) -> bool {
+        !self.has_kill()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.directory.as_fd(), self.events.as_fd()]
     }
@@ -372,34 +398,6 @@ fn remove_tree(directory: &Path) -> Result<(), GroupError> {
         }
     }
     Ok(())
-}
-
-/// The v2 mount as cgroups-rs sees it: its own detection knows no hybrid machine, and with no subsystem it opens and
-/// creates nothing.
-#[derive(Debug)]
-struct Unified(PathBuf);
-
-impl Hierarchy for Unified {
-    fn subsystems(&self) -> Vec<Subsystem> {
-        Vec::new()
-    }
-
-    fn root(&self) -> PathBuf {
-        self.0.clone()
-    }
-
-    fn root_control_group(&self) -> Cgroup {
-        Cgroup::load(Box::new(Self(self.0.clone())), "")
-    }
-
-    fn parent_control_group(&self, path: &str) -> Cgroup {
-        let parent = Path::new(path).parent().unwrap_or(Path::new(""));
-        Cgroup::load(Box::new(Self(self.0.clone())), parent)
-    }
-
-    fn v2(&self) -> bool {
-        true
-    }
 }
 
 #[cfg(test)]

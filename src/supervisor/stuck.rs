@@ -33,8 +33,8 @@ pub enum Why {
 /// The first few of the members that live on, and how many there are. `frozen` are those that were found frozen.
 pub fn look(group: &dyn JobGroup, frozen: &[Frozen]) -> (Vec<Stuck>, usize) {
     let members = group.members();
-    // The kernel kills a whole group without asking whose its processes are.
-    let asks = group.changes().is_none();
+    // The kernel kills a whole group without asking whose its processes are, a single process not.
+    let asks = group.kills_by_signals();
     let stuck = members.iter().filter_map(|&pid| look_at(&Proc::default(), pid, frozen, asks)).take(NAMED).collect();
     (stuck, members.len())
 }
