@@ -1,10 +1,13 @@
-//! Processes of our own beside the command: forks, by clone3(2) for what fork(2) cannot ask for.
+//! Processes of our own beside the command: forks, by clone(2) and clone3(2) for what fork(2) cannot ask for.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
+
+use crate::cgroup::Entry;
+use crate::error::last_errno;
 
 /// `linux/sched.h`; libc's constants of these names are 32 bits wide and overflow.
 pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
@@ -20,46 +23,76 @@ pub(crate) enum Kin {
     Sibling,
 }
 
-/// Forks, into a group if one is given. `None` in the child.
+/// Forks, into a group if one is given. `None` in the child. One that was to join a group and could not ends at once, before
+/// this returns in it; one that is in a group has no handlers of ours, since it is to execute something.
 ///
 /// # Errors
 /// The process could not be made.
 ///
 /// # Safety
 /// This process has one thread: the child's memory is then as consistent as ours, and it may allocate.
-pub(crate) unsafe fn fork(kin: Kin, into: Option<BorrowedFd<'_>>) -> io::Result<Option<(i32, OwnedFd)>> {
+pub(crate) unsafe fn fork(kin: Kin, into: Option<Entry<'_>>) -> io::Result<Option<(i32, OwnedFd)>> {
     let mut pidfd: libc::c_int = -1;
-    // SAFETY: clone_args is plain integers; zero means "not used" for each.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64;
-    if kin == Kin::Sibling {
-        args.flags |= libc::CLONE_PARENT as u64;
-    }
-    args.pidfd = (&raw mut pidfd) as u64;
-    if let Some(directory) = into {
-        // A kernel that has the one (5.7) has the other (5.5): no handler of ours runs in a child that is to execute.
-        args.flags |= CLONE_INTO_CGROUP | CLONE_CLEAR_SIGHAND;
-        args.cgroup = directory.as_raw_fd() as u64;
-    }
-    // SAFETY: without CLONE_VM this is a fork, and our caller promises one thread.
-    let mut pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
-    if pid == -1
-        && kin != Kin::Sibling
-        && into.is_none()
-        && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS)
-    {
-        // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see.
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above, by clone(2): flags, no stack of its own, and where the pidfd goes.
-        pid = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PIDFD, none, &raw mut pidfd, none, none) };
-    }
+    let flags = libc::CLONE_PIDFD | if kin == Kin::Sibling { libc::CLONE_PARENT } else { 0 };
+    let pid = match into {
+        Some(Entry::Born(directory)) => {
+            // SAFETY: clone_args is plain integers; zero means "not used" for each.
+            let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+            args.flags = flags as u64 | CLONE_INTO_CGROUP | CLONE_CLEAR_SIGHAND;
+            args.pidfd = (&raw mut pidfd) as u64;
+            args.cgroup = directory.as_raw_fd() as u64;
+            // SAFETY: without CLONE_VM this is a fork, and our caller promises one thread.
+            unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) }
+        }
+        Some(Entry::Joins(_)) | None => {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            // SAFETY: as above, by clone(2): flags, no stack of its own, and where the pidfd goes.
+            unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none) }
+        }
+    };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(None),
+        0 => {
+            if let Some(Entry::Joins(procs)) = into {
+                clear_handlers();
+                if join(procs) != 0 {
+                    end(127);
+                }
+            }
+            Ok(None)
+        }
         pid => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Some((i32::try_from(pid).map_err(io::Error::other)?, pidfd)))
+        }
+    }
+}
+
+/// Puts this process into the group whose `cgroup.procs`, or in v1 `tasks`, this is. Returns an errno, or 0. Async-signal-safe:
+/// only a system call, and it allocates nothing.
+pub(crate) fn join(group: BorrowedFd<'_>) -> i32 {
+    // "0" means whoever writes. In v1, if it has one thread, that takes no kernel-wide lock, unlike a number.
+    // SAFETY: writes one byte of a static string to a descriptor that is open.
+    match unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } {
+        1 => 0,
+        _ => last_errno(),
+    }
+}
+
+/// What `CLONE_CLEAR_SIGHAND` does (Linux 5.5): every signal that has a handler does what it does by default. For a child with
+/// handlers of its own, not shared by `CLONE_SIGHAND`. Async-signal-safe.
+pub(crate) fn clear_handlers() {
+    for signal in 1..=64 {
+        // SAFETY: an all-zero sigaction is valid: the default, no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: nothing is set, and `action` is a valid place for the answer. glibc refuses its own two signals.
+        let known = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) } == 0;
+        if known && action.sa_sigaction != libc::SIG_IGN && action.sa_sigaction != libc::SIG_DFL {
+            // SAFETY: as above.
+            action = unsafe { std::mem::zeroed() };
+            // SAFETY: `action` holds no function of ours, only the default.
+            unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
         }
     }
 }

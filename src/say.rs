@@ -66,6 +66,13 @@ impl Say {
         }
     }
 
+    /// Like [`Say::detail`], while the machine is held.
+    pub fn detail_now(&self, text: &str) {
+        if self.is_verbose() {
+            self.wrong_now(text);
+        }
+    }
+
     fn line(&self, text: &str) {
         // A background process that writes to its terminal is stopped under `stty tostop`. A supervisor that slept in
         // that stop would hold up the whole machine; with SIGTTOU blocked the terminal takes the line.

@@ -188,19 +188,14 @@ fn has(own: &Location, files: &[&str], since: (u32, u32)) -> bool {
 
 /// What every group needs of the kernel: to be killed.
 fn kernel_can(own: &Location) -> Result<(), String> {
-    if !has(own, &["cgroup.kill", "cgroup.freeze"], FREEZES) {
-        return Err("the kernel has neither cgroup.kill nor cgroup.freeze (Linux 5.2)".to_owned());
-    }
-    if !has_clone3() {
-        return Err("clone3(2) is refused, by a container's filter or an old kernel".to_owned());
-    }
-    Ok(())
+    let killable = has(own, &["cgroup.kill", "cgroup.freeze"], FREEZES);
+    if killable { Ok(()) } else { Err("the kernel has neither cgroup.kill nor cgroup.freeze (Linux 5.2)".to_owned()) }
 }
 
 /// The first Linux with `cgroup.freeze`.
 const FREEZES: (u32, u32) = (5, 2);
 
-/// A group of ours can be made, and a child born into it, when our own group's directory and its `cgroup.procs` are
+/// A group of ours can be made, and a child be born in it or join it, when our own group's directory and its `cgroup.procs` are
 /// writable: cgroups(7), and for `CLONE_INTO_CGROUP` the common ancestor rule of cgroup-v2.rst.
 fn v2_candidate(own: Result<Location, String>) -> Result<Place, Refusal> {
     let writable = |own: Location| {
@@ -230,13 +225,6 @@ fn is_mounted(mountinfo: &str) -> bool {
 /// `/proc/self/mountinfo`; empty where it cannot be read, which finds nothing.
 pub fn own_mountinfo() -> String {
     String::from_utf8_lossy(&procfs::read(Path::new("/proc/self/mountinfo")).unwrap_or_default()).into_owned()
-}
-
-/// Whether clone3(2) is there. With arguments of no size it does nothing but say that they are wrong.
-fn has_clone3() -> bool {
-    // SAFETY: no memory is given, and a size of zero is refused before anything is done.
-    let answer = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<libc::clone_args>(), 0) };
-    answer != -1 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
 /// Our own group in the v2 hierarchy.

@@ -442,6 +442,10 @@ impl JobGroup for Group {
         true
     }
 
+    fn ways(&self) -> String {
+        "in cgroup v1; the command joins it, and it is killed by signals".to_owned()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }

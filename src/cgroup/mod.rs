@@ -4,7 +4,8 @@
 //!
 //! A job's command is **born** in a group of its own, by `clone3(CLONE_INTO_CGROUP)`. A process is never moved by
 //! writing `cgroup.procs`: that takes a kernel-wide lock and stalls every fork of the machine, the guarded benchmark's
-//! included. Children are in the group without doing anything, however often they fork, daemonise or change session.
+//! included. (Where that call is not to be had there is no other way: [`Entry::Joins`].) Children are in the group without
+//! doing anything, however often they fork, daemonise or change session.
 //!
 //! **Empty means `populated 0`** in `cgroup.events`. An empty `cgroup.procs` means nothing (it does not list
 //! sub-groups, and newer kernels hide processes in their last exit), nor does a successful rmdir. A group that is
@@ -33,6 +34,7 @@ pub(crate) mod bus;
 pub mod controller;
 pub mod cpuset;
 pub mod detect;
+mod door;
 pub mod freeze;
 mod freezer;
 pub mod legacy;
@@ -175,11 +177,20 @@ pub enum Population {
     Populated,
 }
 
+/// How a process gets into a group of cgroup v2.
+#[derive(Clone, Copy, Debug)]
+pub enum Entry<'a> {
+    /// It is born there: `clone3(CLONE_INTO_CGROUP)` with the group's directory.
+    Born(BorrowedFd<'a>),
+    /// It joins, as the first thing that it does, by the group's `cgroup.procs`: see [`crate::kernel::gives_birth_in_groups`].
+    Joins(BorrowedFd<'a>),
+}
+
 /// How the job's first process gets into the group, where the supervisor makes it. In a systemd scope a launcher does.
 #[derive(Clone, Copy, Debug)]
 pub enum Maker<'a> {
-    /// The supervisor makes it by `clone3(CLONE_INTO_CGROUP)` with this directory.
-    Into(BorrowedFd<'a>),
+    /// The supervisor makes it, and this is its way in.
+    Into(Entry<'a>),
     /// The supervisor makes it by a plain fork, and it writes itself into these `tasks` files, in their order, before it
     /// executes.
     Joining([Option<BorrowedFd<'a>>; 2]),
@@ -231,6 +242,8 @@ pub trait JobGroup: fmt::Debug {
     }
     /// Whether members are killed one by one, by signals: those that another user's processes do not take.
     fn kills_by_signals(&self) -> bool;
+    /// How processes get in and are killed, in a few words for `--verbose`.
+    fn ways(&self) -> String;
     /// What the guard must keep open to do its work.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
     /// The systemd unit that was made for the job. When systemd stops it, the job must end.

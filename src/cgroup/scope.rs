@@ -7,20 +7,21 @@
 //! …/perflock-ID.scope/perflock-ID    the job group: a v2 group like any other
 //! ```
 //!
-//! systemd moves one process of ours into the scope, the launcher; what it makes is born in the sub-groups. The
+//! systemd moves one process of ours into the scope, the launcher; what it makes is born in the sub-groups, or joins them. The
 //! scope itself must have no process when controllers are passed on to the sub-groups (cgroups(7), "no internal
 //! processes"): they are enabled when the launcher is gone, and before the command executes.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::cpuset::CpusetError;
+use super::door::Door;
 use super::systemd::{Manager, Missing, NoAnswer, Restriction};
 use super::v2::{self, Location};
-use super::{GroupError, JobGroup, Maker, Population, Usage, cpuset, detect};
+use super::{Entry, GroupError, JobGroup, Maker, Population, Usage, cpuset, detect};
 use crate::error::FileError;
 use crate::helper::Interrupt;
 use crate::job::GROUP_PREFIX;
@@ -38,7 +39,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Group {
     job: v2::Group,
-    guard: File,
+    guard: Door,
     scope: Location,
     unit: String,
 }
@@ -82,7 +83,7 @@ impl Group {
 
     fn of(job: v2::Group, scope: Location, unit: String) -> Result<Self, GroupError> {
         let path = scope.child(GUARD).directory();
-        let guard = File::open(&path).map_err(FileError::on("open", &path))?;
+        let guard = Door::of(&path)?;
         Ok(Self { job, guard, scope, unit })
     }
 
@@ -112,14 +113,14 @@ impl Group {
         cpuset::check(&group, pin)
     }
 
-    /// To be born in: the guard's group.
-    pub(crate) fn guard_directory(&self) -> BorrowedFd<'_> {
-        self.guard.as_fd()
+    /// The way into the guard's group.
+    pub(crate) fn guard_entry(&self) -> Entry<'_> {
+        self.guard.entry()
     }
 
-    /// To be born in: the job group.
-    pub(crate) fn job_directory(&self) -> BorrowedFd<'_> {
-        self.job.directory()
+    /// The way into the job group.
+    pub(crate) fn job_entry(&self) -> Entry<'_> {
+        self.job.entry()
     }
 
     /// Passes every controller that systemd delegated on to the job group, as far as the kernel lets us: memory, pids,
@@ -235,6 +236,10 @@ impl JobGroup for Group {
 
     fn kills_by_signals(&self) -> bool {
         self.job.kills_by_signals()
+    }
+
+    fn ways(&self) -> String {
+        self.job.ways()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

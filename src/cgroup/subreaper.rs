@@ -235,6 +235,10 @@ impl JobGroup for Group {
         true
     }
 
+    fn ways(&self) -> String {
+        "none; the command's descendants are followed, and killed by signals".to_owned()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }

@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode as FileMode, OFlags, inotify};
+use rustix::fs::{OFlags, inotify};
 
-use super::{GroupError, JobGroup, Maker, Population, Usage, freeze, unified, usage};
+use super::door::{self, Door};
+use super::{Entry, GroupError, JobGroup, Maker, Population, Usage, freeze, unified, usage};
 use crate::error::FileError;
 use crate::job::GROUP_PREFIX;
 use crate::procfs::{self, Proc};
@@ -53,7 +54,7 @@ impl Location {
 #[derive(Debug)]
 pub struct Group {
     location: Location,
-    directory: File,
+    door: Door,
     events: File,
 }
 
@@ -115,17 +116,13 @@ impl Group {
 
     fn open(location: Location) -> Result<Self, GroupError> {
         let path = location.directory();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = |file: &Path, flags| {
-            rustix::fs::open(file, flags, FileMode::empty()).map_err(FileError::on("open", file)).map(File::from)
-        };
-        let directory = open(&path, flags)?;
-        let magic = rustix::fs::fstatfs(&directory).map_err(FileError::on("look at", &path))?.f_type;
+        let door = Door::of(&path)?;
+        let magic = rustix::fs::fstatfs(door.directory()).map_err(FileError::on("look at", &path))?.f_type;
         if magic != libc::CGROUP2_SUPER_MAGIC {
             return Err(GroupError::Refused { path, why: "it is not in a cgroup v2 hierarchy" });
         }
-        let events = open(&path.join("cgroup.events"), OFlags::RDONLY | OFlags::CLOEXEC)?;
-        Ok(Self { location, directory, events })
+        let events = door::open(&path.join("cgroup.events"), OFlags::RDONLY)?;
+        Ok(Self { location, door, events })
     }
 
     /// Where it is in the hierarchy.
@@ -138,9 +135,9 @@ impl Group {
         &self.location
     }
 
-    /// To be born in it.
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+    /// The way into it.
+    pub(super) fn entry(&self) -> Entry<'_> {
+        self.door.entry()
     }
 
     /// Whether there is the file that kills it: the kernel may be too old. One that cannot be seen is there.
@@ -304,7 +301,7 @@ pub(crate) fn parse_population(events: &str) -> Population {
 
 impl JobGroup for Group {
     fn maker(&self) -> Maker<'_> {
-        Maker::Into(self.directory.as_fd())
+        Maker::Into(self.entry())
     }
 
     fn exclude(&mut self, _: i32) {}
@@ -377,15 +374,28 @@ impl JobGroup for Group {
     }
 
     fn inode(&self) -> Option<u64> {
-        rustix::fs::fstat(&self.directory).ok().map(|it| it.st_ino)
+        rustix::fs::fstat(self.door.directory()).ok().map(|it| it.st_ino)
     }
 
     fn kills_by_signals(&self) -> bool {
         !self.has_kill()
     }
 
+    fn ways(&self) -> String {
+        let enters = match self.entry() {
+            Entry::Born(_) => "the command is born in it",
+            Entry::Joins(_) => "the command joins it (no clone3(2) with CLONE_INTO_CGROUP here)",
+        };
+        let dies = if self.has_kill() {
+            "it is killed by cgroup.kill"
+        } else {
+            "it is frozen to be killed (no cgroup.kill here)"
+        };
+        format!("{enters}, and {dies}")
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.directory.as_fd(), self.events.as_fd()]
+        vec![self.door.directory(), self.events.as_fd()]
     }
 }
 

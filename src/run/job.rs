@@ -349,16 +349,15 @@ impl Job<'_> {
         limited: &Limited,
     ) -> Result<Finished, Error> {
         self.run.account.runs(main.started);
+        self.run.say.detail_now(&format!("job group: {}", group.ways()));
         let started_usec = crate::clock::boottime_usec().saturating_sub(in_usec(main.started.elapsed()));
         let mut notice = |notice: Notice| self.notice(notice);
-        let signals = self.signals;
         let counters = |wall| self.counters(wall, !limited.limits.is_empty());
-        let guard = Some(guard);
         let mut supervisor = Supervisor {
             group,
-            signals,
+            signals: self.signals,
             start_guard,
-            guard,
+            guard: Some(guard),
             notice: &mut notice,
             nested: self.hold.is_none(),
             counters: &counters,

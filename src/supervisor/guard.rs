@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::looks::MOVES_AWAY_WITHIN;
 use super::shared::SharedWord;
 use super::step::{Policy, SURVIVES_FOR};
-use crate::cgroup::{JobGroup, Maker, Population, Usage, kill_survivors};
+use crate::cgroup::{Entry, JobGroup, Maker, Population, Usage, kill_survivors};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::mask::BlockedSignals;
@@ -89,7 +89,8 @@ impl Guard {
     pub fn start(group: &dyn JobGroup, charge: Charge<'_>) -> io::Result<Self> {
         let supervisor = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
         let told = group.unit().map(|_| Told::new()).transpose()?;
-        let joins_later = !matches!(group.maker(), Maker::Into(_));
+        // Born in the group, the command is told by that from the first.
+        let joins_later = !matches!(group.maker(), Maker::Into(Entry::Born(_)));
         let (born, unborn) = joins_later.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?.unzip();
         // Blocked before the fork: until the guard has a session of its own, ^C reaches it too.
         let blocked = BlockedSignals::all()?;

@@ -10,6 +10,9 @@
 //!             └─ COMMAND           born in scope/JOB, waits at the gate until the supervisor opens it
 //! ```
 //!
+//! Where nobody can be born in a group (before Linux 5.7), guard and command are born beside the launcher, by clone(2), and join
+//! their sub-groups before they do anything else; the launcher ends when they have.
+//!
 //! Launcher, command and supervisor share one socket pair, and its order is the protocol: `go` to the launcher, its
 //! answer with the pids, the supervisor's byte that opens the gate, and then end of file when the command has executed,
 //! or why it could not. Once the launcher is gone nobody else has the command's end, since the guard has closed it before the
@@ -39,7 +42,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::command::Command;
 use super::guard::{self, Charge, Guard, Told};
 use super::spawn::{self, Main, SpawnError, Start};
-use crate::cgroup::{scope, systemd};
+use crate::cgroup::{Entry, scope, systemd};
 use crate::child;
 use crate::fork::{self, Kin};
 use crate::helper::Interrupt;
@@ -270,7 +273,7 @@ fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told
     let (ready, tell) = pipe_with(PipeFlags::CLOEXEC)?;
     // The guard before the command, here as everywhere.
     // SAFETY: this process has one thread, as the supervisor had when it forked it.
-    match unsafe { fork::fork(Kin::Sibling, Some(group.guard_directory())) }? {
+    match unsafe { fork::fork(Kin::Sibling, Some(group.guard_entry())) }? {
         Some((pid, _)) => made[0] = pid,
         None => {
             // What stands at the gate must be alone with it. Whatever takes this one's place is closed by `serve`.
@@ -284,10 +287,24 @@ fn make(work: Work<'_>, gate: &mut UnixStream, supervisor: &OwnedFd, told: &Told
     drop(tell);
     File::from(ready).read_exact(&mut [0])?;
     Step::GuardForked.reached();
+    let joins = matches!(group.job_entry(), Entry::Joins(_));
+    let (joined, tell) = joins.then(|| pipe_with(PipeFlags::CLOEXEC)).transpose()?.unzip();
     // SAFETY: as above.
-    match unsafe { fork::fork(Kin::Sibling, Some(group.job_directory())) }? {
-        Some((pid, _)) => made[1] = pid,
-        None => wait_at_the_gate(work, gate),
+    match unsafe { fork::fork(Kin::Sibling, Some(group.job_entry())) }? {
+        Some((pid, _)) => {
+            drop(tell);
+            // It must have left the scope before controllers are passed on to the sub-groups.
+            if let Some(joined) = joined {
+                File::from(joined).read_exact(&mut [0])?;
+            }
+            made[1] = pid;
+        }
+        None => {
+            if let Some(tell) = tell {
+                let _ = File::from(tell).write_all(b"j");
+            }
+            wait_at_the_gate(work, gate)
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@
 //!    its bidding. While the command runs nothing is due and nothing is polled, so the supervisor is not woken.
 //! 6. The job is over when the main process was reaped **and** the group reports `populated 0`.
 
+mod birth;
 pub mod command;
 pub mod guard;
 pub mod inherit;

@@ -1,8 +1,9 @@
 //! What puts a command where it is to run from inside, between its birth and execve(2).
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use crate::error::last_errno;
+use crate::fork;
 use crate::pin::CpuList;
 
 /// What the command does to itself before it executes. A default one does nothing.
@@ -21,14 +22,8 @@ pub struct Placement<'a> {
 impl Placement<'_> {
     /// Joins its groups, the one first by which it is found. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
     pub(super) fn join(&self) -> i32 {
-        for tasks in self.tracking.iter().chain(&self.groups).flatten() {
-            // "0" means whoever writes, if it has one thread: unlike a number it takes no kernel-wide lock.
-            // SAFETY: writes one byte of a static string to a descriptor that is open.
-            if unsafe { libc::write(tasks.as_raw_fd(), c"0".as_ptr().cast(), 1) } != 1 {
-                return last_errno();
-            }
-        }
-        0
+        let groups = self.tracking.iter().chain(&self.groups).flatten();
+        groups.map(|&tasks| fork::join(tasks)).find(|&errno| errno != 0).unwrap_or(0)
     }
 
     /// Goes to its processors and memory nodes. As [`Placement::join`].

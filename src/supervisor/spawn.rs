@@ -2,22 +2,24 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::birth::{self, ALWAYS_COPIES};
 use super::command::Command;
 use super::inherit::Inherited;
 use super::placement::Placement;
 use super::shared::SharedWord;
 use super::signals::Signals;
-use crate::cgroup::Maker;
+use crate::cgroup::{Entry, Maker};
 use crate::child;
 use crate::error::last_errno;
-use crate::fork::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP};
+use crate::fork;
+use crate::kernel;
 use crate::mask::{self, BlockedSignals};
 use crate::step::Step;
 
@@ -39,7 +41,7 @@ pub enum SpawnError {
     #[error("cannot start a process for the command: {}", crate::error::reason(.0))]
     Fork(#[source] io::Error),
     /// The process was made, but could not join the job's groups.
-    #[error("cannot put the command into its groups in cgroup v1: {}", crate::error::reason(.0))]
+    #[error("cannot put the command into its groups: {}", crate::error::reason(.0))]
     NotJoined(#[source] io::Error),
     /// The process was made, but could not be put where the command was to run.
     #[error("cannot pin the command to its processors: {}", crate::error::reason(.0))]
@@ -89,6 +91,8 @@ impl Pointers {
 struct Child<'a> {
     command: &'a Command,
     inherited: &'a Inherited,
+    /// The way into its group, if it is not born there.
+    joins: Option<Joins<'a>>,
     placement: Placement<'a>,
     argv: Pointers,
     envp: Pointers,
@@ -99,6 +103,33 @@ struct Child<'a> {
     /// Why nothing was executed: an errno, [`SIGNALLED`], or [`NOT_PLACED`] or [`NOT_JOINED`] and an errno; 0 otherwise. In
     /// memory that both processes share.
     failure: &'a AtomicI32,
+}
+
+/// A group to be joined.
+#[derive(Clone, Copy)]
+struct Joins<'a> {
+    procs: BorrowedFd<'a>,
+    /// Whose child it is that joins.
+    supervisor: libc::pid_t,
+}
+
+impl Joins<'_> {
+    /// Joins the group, unless the supervisor is dead: whoever looked into the group before would not know of this process.
+    /// Returns an errno, or 0. Async-signal-safe.
+    fn join(&self) -> i32 {
+        // SAFETY: sets a number of this process.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // It may have died before that was set.
+        // SAFETY: takes nothing and always succeeds.
+        if unsafe { libc::getppid() } != self.supervisor {
+            return libc::ESRCH;
+        }
+        let errno = fork::join(self.procs);
+        // The command is not to die with its parent. In the group it is known to the guard, and to the next perflock.
+        // SAFETY: as above.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+        errno
+    }
 }
 
 const SHELL: &CStr = c"/bin/sh";
@@ -131,7 +162,7 @@ pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Make
     let Start { inherited, variables, mut placement } = start;
     let mut changes = variables.to_vec();
     let into = match maker {
-        Maker::Into(directory) => Some(directory),
+        Maker::Into(entry) => Some(entry),
         Maker::Joining(tracking) => {
             placement.tracking = tracking;
             None
@@ -143,20 +174,26 @@ pub fn spawn(command: &Command, start: Start<'_>, signals: &Signals, maker: Make
     };
     let environment = super::command::environment(&changes);
     let (argv, script_argv) = arguments(command);
-    // A child that is born in a group shares our memory, where that is done; one that is not may be a copy.
+    let (born, joins) = match into {
+        Some(Entry::Born(directory)) => (Some(directory), None),
+        // SAFETY: takes nothing and always succeeds.
+        Some(Entry::Joins(procs)) => (None, Some(Joins { procs, supervisor: unsafe { libc::getpid() } })),
+        None => (None, None),
+    };
+    // By the newer call the child shares our memory, where that is done; by the older one it has a copy.
     let own = AtomicI32::new(0);
-    let copied = cfg!(not(target_arch = "x86_64")) || into.is_none();
+    let copied = ALWAYS_COPIES || !kernel::gives_birth_in_groups();
     let shared = copied.then(SharedWord::new).transpose().map_err(SpawnError::Fork)?;
     let failure = shared.as_ref().map_or(&own, SharedWord::word);
     let envp = Pointers::to(environment.iter());
-    let mut child = Child { command, inherited, placement, argv, envp, script_argv, signals, failure };
+    let mut child = Child { command, inherited, joins, placement, argv, envp, script_argv, signals, failure };
     // ^Z while we sleep in the clone would stop the child and not us, and nobody would get the prompt back: it waits
     // until the child has executed the command. If the child took it before that, it has gone on: it is told again. All
     // other signals stay open, so that none is lost. One that comes before the child is born makes the kernel run our handler first, and the child sees that and goes no further; a
     // later one for the whole process group reaches the child too (fork.c, copy_process).
     let blocked = BlockedSignals::stopping().map_err(SpawnError::Fork)?;
     let started = Instant::now();
-    let (pid, pidfd) = clone(into, &mut child).map_err(SpawnError::Fork)?;
+    let (pid, pidfd) = birth::give(born, &mut child, child_main).map_err(SpawnError::Fork)?;
     let failure = failure.load(Ordering::SeqCst);
     if failure == 0 && mask::stop_waits() {
         let _ = pidfd_send_signal(&pidfd, Signal::TSTP);
@@ -184,6 +221,14 @@ pub(super) fn execute(command: &Command, start: Start<'_>) -> i32 {
     exec(&command.candidates, &argv, &Pointers::to(environment.iter()), &mut script_argv)
 }
 
+/// The same, with its group joined first. Async-signal-safe.
+fn enter(joins: Option<Joins<'_>>, placement: &Placement<'_>) -> i32 {
+    match joins.map_or(0, |joins| joins.join()) {
+        0 => take_place(placement),
+        errno => NOT_JOINED + errno,
+    }
+}
+
 /// Puts this process where the command is to run. Returns why it could not, or 0. Async-signal-safe.
 fn take_place(placement: &Placement<'_>) -> i32 {
     match placement.join() {
@@ -205,7 +250,7 @@ fn arguments(command: &Command) -> (Pointers, Pointers) {
 
 /// The child's life between clone and exec. Async-signal-safe: only system calls, and it allocates nothing.
 extern "C" fn child_main(child: *mut Child<'_>) -> ! {
-    // SAFETY: `clone` gives a valid pointer, and the parent sleeps until this process has executed or ended.
+    // SAFETY: `birth::give` gives a valid pointer, and the parent sleeps until this process has executed or ended.
     let child = unsafe { &mut *child };
     // A ^Z would stop this process before it executes.
     let failure = if child.signals.pending() || mask::stop_waits() {
@@ -213,7 +258,7 @@ extern "C" fn child_main(child: *mut Child<'_>) -> ! {
     } else {
         Step::CommandBorn.reached();
         continue_soon();
-        match take_place(&child.placement) {
+        match enter(child.joins, &child.placement) {
             0 => {
                 child.inherited.restore();
                 exec(&child.command.candidates, &child.argv, &child.envp, &mut child.script_argv)
@@ -271,111 +316,6 @@ fn exec(candidates: &[CString], argv: &Pointers, envp: &Pointers, script_argv: &
         }
     }
     reported
-}
-
-/// clone3(2), into a group if one is given; the child runs [`child_main`]. The kernel puts handled signals back to
-/// their default in the child (Linux 5.5) and lets it be born in the group (5.7). We sleep until the child has executed
-/// the command or ended, as with vfork(2).
-fn clone(into: Option<BorrowedFd<'_>>, child: &mut Child<'_>) -> io::Result<(i32, OwnedFd)> {
-    let mut pidfd: libc::c_int = -1;
-    // SAFETY: clone_args is plain integers; zero means "not used" for each.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (libc::CLONE_PIDFD | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
-    args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(directory) = into {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = directory.as_raw_fd() as u64;
-    }
-    // SAFETY: both kinds of child run `child_main` alone, which is async-signal-safe, and have no handlers; with
-    // CLONE_VFORK we sleep until it has left, so it does not outlive what it borrows.
-    #[cfg(target_arch = "x86_64")]
-    let pid = unsafe { clone_sharing(&mut args, child) };
-    // SAFETY: as above.
-    #[cfg(not(target_arch = "x86_64"))]
-    let pid = unsafe { clone_copying(&mut args, child) };
-    // Container engines refuse clone3 like this, since its flags lie in memory that their filter cannot see. Without a
-    // group to be born in, clone(2) does as well.
-    let pid = if pid == -i64::from(libc::ENOSYS) && into.is_none() {
-        // SAFETY: as above.
-        unsafe { clone_by_the_old_call(&mut pidfd, child) }
-    } else {
-        pid
-    };
-    if pid < 0 {
-        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
-    }
-    // SAFETY: the kernel stored a new descriptor that nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok((i32::try_from(pid).map_err(io::Error::other)?, pidfd))
-}
-
-/// Makes a child in our memory (`CLONE_VM`), on a stack of its own: copying page tables and pages would cost as much
-/// again as everything else that is done for it. Returns its pid, or a negated errno.
-///
-/// # Safety
-/// `args` asks for `CLONE_VFORK` and `CLONE_CLEAR_SIGHAND`: handlers must not run in our memory beside us.
-#[cfg(target_arch = "x86_64")]
-unsafe fn clone_sharing(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
-    // `u128` for the alignment that the ABI asks of a stack. The child needs little: it calls the C library's thinnest
-    // wrappers only.
-    let mut stack = Box::<[u128; 2048]>::new_uninit();
-    args.flags |= libc::CLONE_VM as u64;
-    args.stack = stack.as_mut_ptr() as u64;
-    args.stack_size = size_of::<[u128; 2048]>() as u64;
-    let mut result = libc::SYS_clone3;
-    // SAFETY: in the parent this is one system call, with the registers that syscall(2) names. The child begins behind
-    // it on its own empty stack, calls `child_main`, which does not return, and so never leaves this block.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 2f",
-            "xor ebp, ebp",
-            "mov rdi, r12",
-            "call r13",
-            "ud2",
-            "2:",
-            inlateout("rax") result,
-            in("rdi") args,
-            in("rsi") size_of::<libc::clone_args>(),
-            in("r12") child,
-            in("r13") child_main as extern "C" fn(*mut Child<'_>) -> !,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
-    }
-    result
-}
-
-/// Makes a child in a copy of our memory, on the copy of our stack. Returns its pid, or a negated errno.
-///
-/// # Safety
-/// `args` asks for `CLONE_VFORK`: the child uses what `child` borrows.
-#[cfg(any(test, not(target_arch = "x86_64")))]
-unsafe fn clone_copying(args: &mut libc::clone_args, child: &mut Child<'_>) -> i64 {
-    // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
-    match unsafe { libc::syscall(libc::SYS_clone3, &raw mut *args, size_of::<libc::clone_args>()) } {
-        -1 => -i64::from(last_errno()),
-        0 => child_main(child),
-        pid => pid,
-    }
-}
-
-/// The same by clone(2), in a copy of our memory. Handlers stay until the child executes the command; one that runs
-/// before that tells the supervisor of a signal, which it was sent as well.
-///
-/// # Safety
-/// As for [`clone_copying`]; `CLONE_VFORK` is asked for here.
-unsafe fn clone_by_the_old_call(pidfd: &mut libc::c_int, child: &mut Child<'_>) -> i64 {
-    let flags = libc::CLONE_PIDFD | libc::CLONE_VFORK | libc::SIGCHLD;
-    let none = ptr::null_mut::<libc::c_void>();
-    // SAFETY: without CLONE_VM this is a fork, in which `child_main` does not return.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, none, &raw mut *pidfd, none, none) } {
-        -1 => -i64::from(last_errno()),
-        0 => child_main(child),
-        pid => pid,
-    }
 }
 
 #[cfg(test)]
@@ -476,6 +416,7 @@ mod tests {
             let mut child = Child {
                 command: &command,
                 inherited: &inherited,
+                joins: None,
                 placement: Placement::default(),
                 argv: Pointers::to(command.argv.iter()),
                 envp: Pointers::to(environment.iter()),
@@ -485,10 +426,10 @@ mod tests {
             };
             // SAFETY: clone_args is plain integers; zero means "not used" for each.
             let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-            args.flags = libc::CLONE_VFORK as u64 | CLONE_CLEAR_SIGHAND;
+            args.flags = libc::CLONE_VFORK as u64 | fork::CLONE_CLEAR_SIGHAND;
             args.exit_signal = libc::SIGCHLD as u64;
             // SAFETY: CLONE_VFORK is asked for.
-            let pid = unsafe { clone_copying(&mut args, &mut child) };
+            let pid = unsafe { birth::clone_copying(&mut args, &mut child, child_main) };
             let exit = if failure == 0 { Exit::Code(0) } else { Exit::Code(127) };
             assert_eq!(wait_for(i32::try_from(pid).unwrap()).unwrap().0, exit);
             assert_eq!(shared.word().load(Ordering::SeqCst), failure);
