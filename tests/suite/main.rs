@@ -26,6 +26,7 @@ mod load;
 mod namespaces;
 mod neighbours;
 mod nested;
+mod old_kernels;
 mod order;
 mod orphans;
 mod outsiders;

@@ -8,6 +8,7 @@ use std::sync::{OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 pub(crate) mod groups;
+mod kernel;
 mod manager;
 mod process;
 mod session;
@@ -15,6 +16,7 @@ mod terminal;
 mod v1;
 mod world;
 
+pub(crate) use kernel::Kernel;
 pub(crate) use manager::{Machine, delegate};
 pub(crate) use process::{Cmd, Done, Running};
 pub(crate) use terminal::Terminal;
@@ -60,7 +62,7 @@ pub(crate) const ALICE: u32 = 41_001;
 pub(crate) const BOB: u32 = 41_002;
 
 /// What a test needs of the machine. A need that is not met skips the test and prints why; naming it in
-/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores`) makes that a failure.
+/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores,filter`) makes that a failure.
 #[derive(Clone, Copy)]
 pub(crate) enum Need {
     /// Root, to become other users.
@@ -81,6 +83,8 @@ pub(crate) enum Need {
     V1Worlds,
     /// Processors 0 and 1 are for this process, and each is a core.
     TwoCores,
+    /// A kernel that lets a test refuse system calls, and answer for some.
+    Filter,
     /// A program in PATH.
     Program(&'static str),
 }
@@ -97,6 +101,7 @@ impl Need {
             Self::V2 | Self::OwnGroup => own_group().err().map(|why| ("v2", why)),
             Self::Manager => manager::missing().map(|why| ("scope", why)),
             Self::Program(name) => (!installed(name)).then(|| ("programs", format!("{name} is not installed"))),
+            Self::Filter => kernel::missing().map(|why| ("filter", why)),
             Self::LoginUid => {
                 let written =
                     Command::new("sh").args(["-c", "echo 0 > /proc/self/loginuid"]).stderr(Stdio::null()).status();

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::kernel::{Filter, Kernel};
 use super::manager::Namespaces;
 use super::terminal::Terminal;
 use super::{EXECUTABLES, deadline, wait_until};
@@ -35,6 +36,7 @@ pub(crate) struct Cmd {
     pub(super) group: Option<PathBuf>,
     pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) stdin: Vec<u8>,
+    pub(super) kernel: Option<Kernel>,
 }
 
 impl Cmd {
@@ -80,6 +82,12 @@ impl Cmd {
         self
     }
 
+    /// On an older kernel.
+    pub(crate) fn on(mut self, kernel: &str) -> Self {
+        self.kernel = Some(Kernel::named(kernel));
+        self
+    }
+
     /// Something to do in the new process before the program is executed. Must be async-signal-safe.
     pub(crate) fn before_exec(mut self, action: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static) -> Self {
         // SAFETY: the caller promises that the action is async-signal-safe.
@@ -97,7 +105,11 @@ impl Cmd {
         let namespaces = self.namespaces;
         let directory = self.command.get_current_dir().map(Path::to_owned).unwrap_or_default();
         let directory = CString::new(directory.into_os_string().into_vec()).unwrap();
+        let filter = self.kernel.map(Filter::of);
         let act = move || {
+            if let Some(filter) = &filter {
+                filter.install()?;
+            }
             if let Some(procs) = &procs {
                 nix::unistd::write(procs, b"0")?;
             }

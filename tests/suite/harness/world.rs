@@ -12,7 +12,9 @@ use super::manager::{Inside, delegate};
 use super::process::{Cmd, Running, as_from_a_terminal};
 use super::session::Session;
 use super::v1::V1Only;
-use super::{EXECUTABLES, built, deadline, groups, kill_pair, own_group, scope_backend, threads_of, wait_until};
+use super::{
+    EXECUTABLES, Kernel, built, deadline, groups, kill_pair, own_group, scope_backend, threads_of, wait_until,
+};
 
 /// Where a world's processes and job groups are.
 enum Home {
@@ -210,7 +212,8 @@ impl World {
             .env_remove("PERFLOCK_CPUS");
         // SAFETY: only system calls on values that exist already.
         unsafe { command.pre_exec(as_from_a_terminal) };
-        Cmd { command, uid: self.uid, group: self.own().map(Path::to_owned), namespaces: None, stdin: Vec::new() }
+        let (group, kernel) = (self.own().map(Path::to_owned), Kernel::of_all());
+        Cmd { command, uid: self.uid, group, namespaces: None, stdin: Vec::new(), kernel }
     }
 
     /// A shell command line: `world.sh("perflock true; echo $?")`.

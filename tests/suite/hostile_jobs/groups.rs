@@ -21,7 +21,7 @@ fn job(world: &World, options: &str, script: &str) -> Cmd {
 const BURIED: &str = "deep=$own; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do deep=$deep/$i; done; mkdir -p $deep $own/a/b; \
     sh -c 'echo 0 > '$deep'/cgroup.procs; trap \"\" TERM; echo $$ > pid.new; mv pid.new pid; exec sleep 600' & \
     until grep -qs sleep /proc/$(cat pid 2>/dev/null)/comm; do sleep 0.005; done; \
-    find $own -mindepth 2 -type f -exec chmod 000 {} +; find $own -mindepth 1 -depth -type d -exec chmod 000 {} +";
+    find $own -mindepth 2 -type f -exec chmod -f 000 {} +; find $own -mindepth 1 -depth -type d -exec chmod -f 000 {} +";
 
 #[test]
 fn closed_groups_far_below_are_emptied_and_removed() {
@@ -37,7 +37,7 @@ fn closed_groups_far_below_are_emptied_and_removed() {
 #[test]
 fn a_job_that_closes_its_own_group_is_ended() {
     needs!(V2);
-    let close = "chmod 000 $own/*; chmod 000 $own";
+    let close = "chmod -f 000 $own/*; chmod -f 000 $own";
     let world = of_a_plain_user();
     let leftover = "trap '' TERM; sleep 600 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > pid";
     let done = job(&world, "--grace 0.2", &format!("{leftover}; {close}; exit 3")).run().exits(3);

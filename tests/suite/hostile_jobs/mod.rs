@@ -33,7 +33,7 @@ fn furnish(world: &World) {
 }
 
 /// A world with the tool in it.
-fn furnished() -> World {
+pub(crate) fn furnished() -> World {
     let world = World::new();
     furnish(&world);
     world
