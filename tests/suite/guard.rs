@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::harness::{
-    ALICE, BOB, Running, V1Group, World, alive, kill_pair, me, pid_in, scope_backend, signal, state_of, wait_until,
+    ALICE, BOB, Running, V1Group, World, alive, groups, kill_pair, me, pid_in, scope_backend, signal, state_of,
+    wait_until,
 };
 use crate::needs;
 use crate::release::{DAEMON, START_DAEMON};
@@ -222,7 +223,7 @@ fn an_orphan_of_another_user_is_waited_for() {
     // Whoever else comes waits behind it.
     let third = world.cmd("perflock --cgroup none echo third").uid(BOB).spawn();
     third.wait_stderr("perflock: waiting for lock behind ");
-    fs::write(group.join("cgroup.kill"), "1").unwrap();
+    groups::kill(&group);
     next.wait().exits(0).prints("ran\n");
     third.wait().exits(0).prints("third\n");
     wait_until("the orphan's group is empty", || world.processes().is_empty());

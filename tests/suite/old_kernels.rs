@@ -152,6 +152,26 @@ fn a_crash_at_any_step_leaves_nothing() {
     again("5.4", &tests);
 }
 
+/// Nobody forks then. Seen in the calls: with few processors, most are caught without as well.
+#[test]
+fn members_are_killed_while_they_are_frozen() {
+    needs!(V2, OwnGroup, Filter, Program("strace"));
+    let world = World::new();
+    let trace = "strace -f -o trace -e trace=openat,write,pidfd_send_signal perflock --grace 0.1 sh -c";
+    let job = "trap '' TERM; sleep 600 & until grep -qs sleep /proc/$!/comm; do :; done; exit 3";
+    world.cmd(trace).arg(job).on("5.10").run().exits(3).mentions("perflock: killed 1 leftover process: ");
+    let trace = world.read("trace");
+    let kills = trace.lines().skip_while(|line| !line.contains("/cgroup.freeze\""));
+    let what = |line: &str| {
+        let written =
+            ["1", "0"].into_iter().find(|text| line.contains("write(") && line.contains(&format!("\"{text}\", 1")));
+        written.or((line.contains("pidfd_send_signal(") && line.contains("SIGKILL")).then_some("KILL"))
+    };
+    let first: Vec<&str> = kills.filter_map(what).take(3).collect();
+    assert_eq!(first, ["1", "KILL", "0"], "{trace}");
+    world.assert_clean();
+}
+
 /// What is said with `--verbose` of how the job's group is used.
 const WAYS: [(&str, &str); 5] = [
     ("", "the command is born in it, and it is killed by cgroup.kill"),

@@ -52,7 +52,7 @@ fn has_open(pid: i32, name: &str) -> bool {
 
 #[test]
 fn plain_flock_is_shut_out_before_the_orphan_is_killed() {
-    needs!(V2, Program("flock"), Program("strace"));
+    needs!(V2, CgroupKill, Program("flock"), Program("strace"));
     let world = World::new();
     let member = orphan(&world);
     let group = world.job_groups().pop().unwrap();

@@ -11,7 +11,7 @@ use perflock::report::full;
 use serde_json::{Value, json};
 
 use crate::guard::{guard_of, kill_both, stubborn};
-use crate::harness::{ALICE, BOB, Machine, World, me, signal, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Machine, World, groups, me, signal, state_of, wait_until};
 use crate::hostile::{hold, joined, put};
 use crate::needs;
 use crate::report::{exit, report, usec};
@@ -199,7 +199,7 @@ fn a_wait_for_an_orphan_is_a_wait_and_behind_its_owner() {
     next.wait_stderr(" to end (only ");
     // So long that the report has a word about it.
     wait_until("more than a second is over", || start.elapsed() > Duration::from_millis(1200));
-    std::fs::write(group.join("cgroup.kill"), "1").unwrap();
+    groups::kill(&group);
     let done = next.wait().exits(0);
     let report = report(&world, "r");
     assert!(usec(&report, "/waited_usec") > 1_000_000, "{report:#}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::guard::{guard_of, kill_both, members, stubborn};
-use crate::harness::{ALICE, BOB, Machine, Running, alive, pid_in, signal, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Machine, Running, alive, groups, pid_in, signal, state_of, wait_until};
 use crate::needs;
 use crate::release::DAEMON;
 use crate::scope::{comm, end, parts, sleeper};
@@ -159,7 +159,7 @@ fn an_orphan_of_another_user_is_waited_for() {
     // Root ends it: the ticket names the group, and both are the user's.
     let root = machine.cmd("wholock --sample 0").uid(0).run().exits(0).stdout;
     assert!(root.contains(" orphan "), "{root}");
-    fs::write(group.join("cgroup.kill"), "1").unwrap();
+    groups::kill(&group);
     next.wait().exits(0).prints("ran\n");
     machine.cmd("perflock true").run().exits(0);
     machine.assert_clean();

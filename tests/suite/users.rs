@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
-use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, pid_in, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, groups, pid_in, state_of, wait_until};
 use crate::needs;
 
 /// A group in the world's that a user owns, as one delegated to him.
@@ -165,7 +165,7 @@ fn an_orphan_whose_group_is_removed_at_once_is_not_waited_for_any_longer() {
         wait_until("bob sleeps", || state_of(bob.pid()) == 'S');
         // A change that is told, so that the next one is not told at once.
         fs::write(group.join("cgroup.freeze"), "1").unwrap();
-        fs::write(group.join("cgroup.kill"), "1").unwrap();
+        groups::kill(&group);
         wait_until("the orphan is dead", || !alive(member));
         while let Err(error) = fs::remove_dir(&group) {
             assert_eq!(error.raw_os_error(), Some(libc::EBUSY));

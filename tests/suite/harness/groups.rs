@@ -49,9 +49,21 @@ pub(crate) fn processes(group: &Path, without: &[&str]) -> Vec<i32> {
 
 /// Kills everything in a group, once; whether it is empty now.
 pub(crate) fn kill(group: &Path) -> bool {
-    let _ = fs::write(group.join("cgroup.kill"), "1");
+    if fs::write(group.join("cgroup.kill"), "1").is_err() {
+        // Before Linux 5.14.
+        processes(group, &[]).into_iter().for_each(|pid| kill_member(group, pid));
+    }
     // Gone is empty.
     !fs::read_to_string(group.join("cgroup.events")).unwrap_or_default().contains("populated 1")
+}
+
+/// Kills a process if it is in the group, by a pidfd: its number may be another's by now.
+fn kill_member(group: &Path, pid: i32) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(opened) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
+    if processes(group, &[]).contains(&pid) {
+        let _ = pidfd_send_signal(&opened, Signal::KILL);
+    }
 }
 
 /// Removes an empty group and what is below it; whether it is gone.

@@ -77,6 +77,12 @@ const NAMING: &[(libc::c_long, usize)] = &[
     (libc::SYS_access, 0),
 ];
 
+/// Whether there is `cgroup.kill`, and it is not hidden from everything.
+pub(super) fn has_kill() -> bool {
+    use perflock::kernel::{is_at_least, release};
+    is_at_least(&release(), (5, 14)) && !Kernel::of_all().is_some_and(|kernel| kernel.hides_kill)
+}
+
 /// Why there can be no such kernels here, if there cannot.
 pub(super) fn missing() -> Option<String> {
     let action = libc::SECCOMP_RET_USER_NOTIF;

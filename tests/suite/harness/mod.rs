@@ -62,7 +62,7 @@ pub(crate) const ALICE: u32 = 41_001;
 pub(crate) const BOB: u32 = 41_002;
 
 /// What a test needs of the machine. A need that is not met skips the test and prints why; naming it in
-/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores,filter`) makes that a failure.
+/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores,kernel,filter`) makes that a failure.
 #[derive(Clone, Copy)]
 pub(crate) enum Need {
     /// Root, to become other users.
@@ -83,6 +83,8 @@ pub(crate) enum Need {
     V1Worlds,
     /// Processors 0 and 1 are for this process, and each is a core.
     TwoCores,
+    /// A kernel with `cgroup.kill`.
+    CgroupKill,
     /// A kernel that lets a test refuse system calls, and answer for some.
     Filter,
     /// A program in PATH.
@@ -101,6 +103,9 @@ impl Need {
             Self::V2 | Self::OwnGroup => own_group().err().map(|why| ("v2", why)),
             Self::Manager => manager::missing().map(|why| ("scope", why)),
             Self::Program(name) => (!installed(name)).then(|| ("programs", format!("{name} is not installed"))),
+            Self::CgroupKill => {
+                (!kernel::has_kill()).then(|| ("kernel", "the kernel has no cgroup.kill (Linux 5.14)".to_owned()))
+            }
             Self::Filter => kernel::missing().map(|why| ("filter", why)),
             Self::LoginUid => {
                 let written =
