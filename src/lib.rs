@@ -90,6 +90,9 @@
 //!   microseconds may not be caught for long; the machine is held meanwhile.
 //! - A process that waits in the kernel where no signal ends that, or that is frozen by a v1 freezer together with others, holds
 //!   the machine until it goes on. The supervisor names it; the guard, which has nobody to tell, does not.
+//! - Before Linux 5.14 members are killed by signals ([`cgroup::freeze`]): what runs as another user than a plain user's perflock
+//!   is not killed by it, and holds the machine until it ends. Before 5.7, and where clone3(2) is refused, a command that joins its
+//!   group takes the kernel-wide lock of the fourth promise, once ([`kernel`]).
 //! - What the job made in a v1 freezer hierarchy stays there: it is outside of its group, unless it is tracked there.
 //! - Where there is v1 only, a member of a pid namespace that is not below ours is not listed, so it is neither waited for nor
 //!   killed; and a job that makes groups within each other until their path is too long for the kernel (4096 bytes) holds the
