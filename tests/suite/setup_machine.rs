@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Cmd, World};
+use crate::harness::{Cmd, World, alive, source, wait_until};
 use crate::needs;
 
 /// A shell script on a machine with systemd and a service of the night. What its `systemctl` is told is in the file `told`.
@@ -18,6 +18,15 @@ fn on_a_machine(world: &World, script: &str) -> Cmd {
          PATH={here}:$PATH; {script}"
     );
     world.cmd("unshare --mount sh -ec").arg(script)
+}
+
+fn parent_of(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+fn comm_of(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 const FILES: &str = "find /etc/tmpfiles.d /etc/systemd /run -type f -o -name perflock.d | sort";
@@ -64,7 +73,9 @@ fn a_machine_is_set_up_once_and_undone() {
          /etc/systemd/system/user@.service.d/perflock.conf\n/etc/tmpfiles.d/perflock.conf\n/run/perflock\n/run/perflock.d\n\
          # Written by perflock --setup, and removed by perflock --undo; without this line it is left alone.\n\
          # Runs under pls: it waits while somebody has the machine alone, and no such job starts before it has ended.\n\
-         [Service]\nExecStart=\nExecStart={} --quiet -- /usr/lib/apt/apt.systemd.daily update\nTimeoutStartSec=infinity\n{before}",
+         [Service]\nExecStart=\nExecStart={} --quiet --leftovers wait -- /usr/lib/apt/apt.systemd.daily update\n\
+         # The wait may take any time.\nTimeoutStartSec=infinity\n\
+         # It stays in the service's own group, with its limits, and ends with the service as before.\nDelegate=yes\n{before}",
         pls.display()
     ));
     // For what was written, and what was removed; not for what was the same.
@@ -147,6 +158,27 @@ fn a_lock_of_one_s_own_is_undone_with_what_the_dead_left() {
     // As it was, for the world's own end.
     fs::write(&lock, "").unwrap();
     fs::create_dir(&queue).unwrap();
+}
+
+/// systemd ends only the first process of a service with `KillMode=process`, as apt-daily-upgrade is: dpkg must not be torn.
+#[test]
+fn a_tamed_service_that_is_stopped_lets_its_rest_finish() {
+    needs!(V2);
+    let world = World::new();
+    let drop_in = source("config/systemd/apt-daily-upgrade.service.d/perflock.conf");
+    let command = drop_in.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
+    let options = command.split_once(" -- ").unwrap().0;
+    let script = "(trap '' TERM; until [ -e go ]; do sleep 0.01; done; echo finished) & echo running; wait; :";
+    let service = world.cmd(options).args(["--grace", "0", "--", "sh", "-c", script]).spawn();
+    service.wait_stdout("running\n");
+    let shell =
+        world.processes().into_iter().find(|&pid| parent_of(pid) == service.pid() && comm_of(pid) == "sh").unwrap();
+    service.signal(libc::SIGTERM);
+    wait_until("the shell ends", || !alive(shell));
+    world.cmd("perflock -n true").run().exits(75);
+    world.write("go", "");
+    service.wait().dies_of(libc::SIGTERM).prints("running\nfinished\n");
+    world.assert_clean();
 }
 
 #[test]
