@@ -6,25 +6,24 @@
 //! A plan is made first, from what is wanted and what is there: a list of [`Step`]s, each of which can be said before it is done
 //! (`--dry-run`) and after it. What is there already makes no step, so that a second run changes nothing.
 //!
-//! A file that we wrote begins with [`MARK`]. One without it is somebody else's: it is neither written over nor removed. An
-//! administrator who wants to keep changes takes the mark out. A package has the same files without the mark below
-//! `/usr/lib`; where those are, none is written below `/etc`.
+//! A file that we wrote begins with [`MARK`] and a sum of the rest. One without it, or that was changed since, is somebody else's:
+//! it is neither written over nor removed, and that is told, unless it says what is wanted. A package has the same files without
+//! the mark below `/usr/lib`; where those are, none is written below `/etc`.
 //!
 //! Everything is below a root directory: `/`, but in tests.
 
+mod file;
 pub mod unit;
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::FileError;
 use crate::lock::setup::Users;
-
-/// The first line of every file that we write.
-pub const MARK: &str =
-    "# Written by perflock --setup, and removed by perflock --undo; without this line it is left alone.\n";
+pub use file::MARK;
+use file::{Found, found, marked, says_the_same};
 
 /// By which the lock returns at boot: tmpfiles.d(5).
 const TMPFILES: &str = include_str!("../../config/tmpfiles.d/perflock.conf");
@@ -44,7 +43,7 @@ const UNIT_DIRECTORIES: [&str; 5] = [
 /// Services that run now and then and disturb whoever measures, by the name that people know them by.
 const KNOWN: [(&str, &[&str]); 2] = [
     ("apt-daily", &["apt-daily.service", "apt-daily-upgrade.service"]),
-    ("updatedb", &["plocate-updatedb.service", "mlocate-updatedb.service", "updatedb.service"]),
+    ("updatedb", &["plocate-updatedb.service", "mlocate-updatedb.service", "mlocate.service", "updatedb.service"]),
 ];
 
 /// What is wanted besides the lock.
@@ -105,17 +104,8 @@ impl Step {
     /// The kernel refused.
     pub fn perform(&self) -> Result<(), FileError> {
         match self {
-            Self::Write { path, text, .. } => write(path, text),
-            Self::Remove { path, .. } => {
-                fs::remove_file(path).map_err(FileError::on("remove", path))?;
-                // The drop-in's directory, unless others have files in it; never the one that all of them are in.
-                if let Some(directory) = path.parent().filter(|it| it.extension().is_some_and(|end| end == "d"))
-                    && directory.file_name() != Some("tmpfiles.d".as_ref())
-                {
-                    let _ = fs::remove_dir(directory);
-                }
-                Ok(())
-            }
+            Self::Write { path, text, .. } => file::write(path, text),
+            Self::Remove { path, .. } => file::remove(path),
         }
     }
 }
@@ -171,7 +161,8 @@ impl Plan {
         for (path, unit) in all {
             match found(&path) {
                 Found::Ours(_) => plan.steps.push(Step::Remove { path, unit }),
-                Found::Theirs => plan.notes.push(left_alone(&path)),
+                Found::Edited => plan.notes.push(edited(&path)),
+                Found::Theirs(_) => plan.notes.push(left_alone(&path)),
                 Found::Missing => {}
             }
         }
@@ -180,17 +171,19 @@ impl Plan {
 
     /// Plans a file below `etc`, unless it or the package's is there.
     fn wants(&mut self, root: &Path, name: &str, content: &str, why: &str, unit: bool) {
-        let packaged = root.join("usr/lib").join(name);
-        if fs::read_to_string(&packaged).is_ok_and(|there| there == content) {
-            return;
-        }
-        let (path, text) = (root.join("etc").join(name), format!("{MARK}{content}"));
+        let packaged = fs::read_to_string(root.join("usr/lib").join(name));
+        let is_packaged = packaged.is_ok_and(|there| says_the_same(&there, content));
+        let (path, text) = (root.join("etc").join(name), marked(content));
         match found(&path) {
-            Found::Ours(there) if there == text => {}
+            Found::Ours(there) | Found::Theirs(there) if says_the_same(&there, content) => {}
+            // It would hide the package's.
+            Found::Ours(_) if is_packaged => self.steps.push(Step::Remove { path, unit }),
+            Found::Missing if is_packaged => {}
             Found::Ours(_) | Found::Missing => {
                 self.steps.push(Step::Write { path, text, why: why.to_owned(), unit });
             }
-            Found::Theirs => self.notes.push(left_alone(&path)),
+            Found::Edited => self.notes.push(edited(&path)),
+            Found::Theirs(_) => self.notes.push(left_alone(&path)),
         }
     }
 
@@ -208,8 +201,9 @@ impl Plan {
         for name in names {
             let Some(file) = unit_file(wanted.root, name) else { continue };
             any = true;
-            let text = fs::read_to_string(&file).map_err(|e| FileError::on("read", &file)(e).to_string())?;
-            let tamed = unit::under_pls(&text, wanted.pls).map_err(|why| format!("{name} stays as it is: {why}"))?;
+            let stays = |why| format!("{name} stays as it is: {why}");
+            let text = whole_unit(wanted.root, name, &file).map_err(stays)?;
+            let tamed = unit::under_pls(&text, wanted.pls).map_err(stays)?;
             if let Some(tamed) = tamed {
                 let why = format!("{name} runs under pls, and waits while somebody has the machine alone");
                 let path = format!("systemd/system/{name}.d/perflock.conf");
@@ -229,6 +223,29 @@ fn unit_file(root: &Path, name: &str) -> Option<PathBuf> {
     all.find(|path| path.symlink_metadata().is_ok()).filter(|path| path.is_file())
 }
 
+/// A unit's file with the drop-ins of others behind it, in systemd's order: those of one name hide each other as units do.
+fn whole_unit(root: &Path, name: &str, file: &Path) -> Result<String, String> {
+    let mut drop_ins = BTreeMap::new();
+    for directory in UNIT_DIRECTORIES {
+        let entries = fs::read_dir(root.join(directory).join(format!("{name}.d"))).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "conf")) {
+            drop_ins.entry(path.file_name().unwrap_or_default().to_owned()).or_insert(path);
+        }
+    }
+    drop_ins.remove(OsStr::new("perflock.conf"));
+    let read = |path: &Path| fs::read_to_string(path).map_err(|error| FileError::on("read", path)(error).to_string());
+    let mut whole = read(file)?;
+    for (name, path) in drop_ins {
+        let text = read(&path)?;
+        if *name > *OsStr::new("perflock.conf") && unit::has_command(&text) {
+            return Err(format!("{} says what it runs, after perflock.conf would", path.display()));
+        }
+        whole.push('\n');
+        whole.push_str(&text);
+    }
+    Ok(whole)
+}
+
 /// The file for tmpfiles.d(5): for everybody as it is, for one group with its number and modes.
 fn tmpfiles(users: Users) -> String {
     match users {
@@ -239,53 +256,15 @@ fn tmpfiles(users: Users) -> String {
     }
 }
 
-enum Found {
-    Missing,
-    /// It bears our mark.
-    Ours(String),
-    Theirs,
-}
-
-fn found(path: &Path) -> Found {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Missing,
-        // A link is nothing that we made, whatever it leads to.
-        Ok(metadata) if metadata.is_file() => {}
-        _ => return Found::Theirs,
-    }
-    match fs::read_to_string(path) {
-        Ok(text) if text.starts_with(MARK) => Found::Ours(text),
-        _ => Found::Theirs,
-    }
-}
-
 fn left_alone(path: &Path) -> String {
     format!("{} is not of perflock's making, and stays as it is", path.display())
 }
 
-/// Writes a file whole or not at all, with the directories that it needs.
-fn write(path: &Path, text: &str) -> Result<(), FileError> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(FileError::on("create", directory))?;
-    let new = directory.join(format!(".perflock.{}", std::process::id()));
-    // A file that was left there is not followed, nor kept.
-    let _ = fs::remove_file(&new);
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&new)
-        .and_then(|mut file| {
-            // Whatever the umask is, others must be able to read it.
-            rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&new, path));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&new);
-        FileError::on("write", path)(error)
-    })
+fn edited(path: &Path) -> String {
+    format!(
+        "{} was changed since perflock wrote it, and stays as it is; remove it if you do not need it",
+        path.display()
+    )
 }
 
 #[cfg(test)]

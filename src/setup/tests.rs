@@ -54,7 +54,7 @@ fn what_is_written_is_written_once_and_undone() {
     assert_eq!(files(root.path()), all);
     for (file, packaged) in [(all[0], "apt-daily.service.d"), (all[1], "user@.service.d")] {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd").join(packaged).join("perflock.conf");
-        let expected = format!("{MARK}{}", fs::read_to_string(source).unwrap());
+        let expected = marked(&fs::read_to_string(source).unwrap());
         assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), expected);
     }
     assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
@@ -83,7 +83,8 @@ fn a_file_without_our_mark_is_left_alone() {
     let theirs = "f /run/perflock 0600 me me -\n";
     let elsewhere = root.path().join("elsewhere");
     for link in [false, true] {
-        fs::write(if link { &elsewhere } else { &path }, format!("{}{theirs}", if link { MARK } else { "" })).unwrap();
+        let text = if link { marked(theirs) } else { theirs.to_owned() };
+        fs::write(if link { &elsewhere } else { &path }, text).unwrap();
         if link {
             fs::remove_file(&path).unwrap();
             std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
@@ -104,8 +105,56 @@ fn what_a_package_brought_is_not_written_again() {
         fs::write(directory.join("perflock.conf"), text).unwrap();
     }
     assert_eq!(plan(root.path(), Users::All, &[]).unwrap(), Plan::default());
-    // One for a group is another.
-    assert_eq!(plan(root.path(), Users::Group(7), &[]).unwrap().steps.len(), 1);
+    // One for a group is another, and hides it.
+    let group = plan(root.path(), Users::Group(7), &[]).unwrap();
+    assert_eq!(group.steps.len(), 1);
+    perform(&group);
+    let path = root.path().join("etc/tmpfiles.d/perflock.conf");
+    let back = plan(root.path(), Users::All, &[]).unwrap();
+    assert_eq!(back.steps, [Step::Remove { path: path.clone(), unit: false }]);
+    perform(&back);
+    assert!(!path.exists());
+}
+
+#[test]
+fn what_was_changed_since_is_left_alone() {
+    let root = machine();
+    perform(&plan(root.path(), Users::All, &[]).unwrap());
+    let path = root.path().join("etc/tmpfiles.d/perflock.conf");
+    let changed = fs::read_to_string(&path).unwrap().replace("0666", "0600");
+    fs::write(&path, &changed).unwrap();
+    for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path())] {
+        assert_eq!(plan.notes, [edited(&path)]);
+        perform(&plan);
+        assert_eq!(fs::read_to_string(&path).unwrap(), changed);
+    }
+    // Theirs is as good as ours where it says the same.
+    fs::write(&path, "# mine\nd /run/perflock.d 1777 root root -\n").unwrap();
+    assert_eq!(plan(root.path(), Users::All, &[]).unwrap().notes, [left_alone(&path)]);
+    fs::write(&path, format!("# mine\n\n{}", TMPFILES.replace("   ", "\t"))).unwrap();
+    assert_eq!(plan(root.path(), Users::All, &[]).unwrap().notes, [] as [&str; 0]);
+}
+
+#[test]
+fn an_administrator_s_drop_in_keeps_its_command() {
+    let root = machine();
+    let directory = |above: &str| root.path().join(above).join("systemd/system/apt-daily.service.d");
+    for (above, name, command) in
+        [("usr/lib", "a.conf", "/hidden"), ("etc", "a.conf", "/other"), ("run", "b.txt", "/no")]
+    {
+        fs::create_dir_all(directory(above)).unwrap();
+        fs::write(directory(above).join(name), format!("[Service]\nExecStart=\nExecStart={command}\n")).unwrap();
+    }
+    let tamed = plan(root.path(), Users::All, &["apt-daily"]).unwrap();
+    perform(&tamed);
+    let text = fs::read_to_string(directory("etc").join("perflock.conf")).unwrap();
+    assert!(text.contains("ExecStart=\nExecStart=/usr/bin/pls --quiet --leftovers wait -- /other\n"), "{text}");
+    assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
+    fs::write(directory("etc").join("z.conf"), "[Service]\nNice=3\n").unwrap();
+    assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
+    fs::write(directory("etc").join("z.conf"), "[Service]\nExecStart=/last\n").unwrap();
+    let why = plan(root.path(), Users::All, &["apt-daily"]).unwrap_err();
+    assert!(why.ends_with("z.conf says what it runs, after perflock.conf would"), "{why}");
 }
 
 #[test]
@@ -117,7 +166,8 @@ fn a_machine_without_systemd_is_told_what_it_lacks() {
         found.notes,
         [
             "nothing here makes files at boot (tmpfiles.d): run this again after each",
-            "there is no plocate-updatedb.service, nor mlocate-updatedb.service, nor updatedb.service here"
+            "there is no plocate-updatedb.service, nor mlocate-updatedb.service, nor mlocate.service, nor \
+             updatedb.service here"
         ]
     );
 }

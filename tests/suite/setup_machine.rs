@@ -37,7 +37,8 @@ fn a_machine_is_set_up_once_and_undone() {
     let world = World::new();
     let script = format!(
         "perflock --setup --dry-run --tame nightly.service; {FILES}; perflock --setup --tame nightly.service; {FILES}; \
-         perflock --setup --tame nightly.service; cat /etc/systemd/system/nightly.service.d/perflock.conf; \
+         perflock --setup --tame nightly.service; \
+         sed 's/sum [0-9a-f]*/sum SUM/' /etc/systemd/system/nightly.service.d/perflock.conf; \
          perflock --undo --dry-run; perflock --undo; perflock --undo; {FILES}"
     );
     let done = on_a_machine(&world, &script).run().exits(0);
@@ -71,7 +72,7 @@ fn a_machine_is_set_up_once_and_undone() {
     done.prints(&format!(
         "{before}{before}/etc/systemd/system/nightly.service.d/perflock.conf\n\
          /etc/systemd/system/user@.service.d/perflock.conf\n/etc/tmpfiles.d/perflock.conf\n/run/perflock\n/run/perflock.d\n\
-         # Written by perflock --setup, and removed by perflock --undo; without this line it is left alone.\n\
+         # Written by perflock --setup, and removed by perflock --undo unless it was changed (sum SUM).\n\
          # Runs under pls: it waits while somebody has the machine alone, and no such job starts before it has ended.\n\
          [Service]\nExecStart=\nExecStart={} --quiet --leftovers wait -- /usr/lib/apt/apt.systemd.daily update\n\
          # The wait may take any time.\nTimeoutStartSec=infinity\n\
