@@ -159,9 +159,10 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         }
         let settings = Settings::new(args, &environment, config, mode);
         let say = Say::new(name, settings.verbosity);
+        let is_named = args.lock.is_some() || environment.lock.is_some();
         match &args.cancel {
-            _ if args.setup => setting_up::set_up(&settings, args, &say),
-            _ if args.undo => setting_up::undo(&settings, args.dry_run, &say),
+            _ if args.setup => setting_up::set_up(&settings, args, is_named, &say),
+            _ if args.undo => setting_up::undo(&settings, args.dry_run, is_named, &say),
             Some(job) => cancel(settings, job, &say),
             None => {
                 let account = Account::open(&settings, &args.command)?;

@@ -46,8 +46,7 @@ impl Controller {
 pub(super) type Lack = (String, String);
 
 /// What root is told to do for plain users.
-pub const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
-     >/etc/systemd/system/user@.service.d/perflock.conf && systemctl daemon-reload, and then log in again";
+pub const DELEGATE: &str = "sudo perflock --setup, and then log out of every session and in again";
 
 /// What the v1 hierarchy of a controller offers: our own group, `None` where there is no such hierarchy, or why there is nothing
 /// to be had, as a sentence fragment.

@@ -123,7 +123,7 @@ pub fn set_up(lock: &Path, users: Users, repair: bool) -> Result<Vec<Change>, Lo
 }
 
 /// Who may use a lock file that is there already, as an older set-up leaves it: its queue is for the same.
-fn users_of(lock: &Path) -> Option<Users> {
+pub fn users_of(lock: &Path) -> Option<Users> {
     let metadata = std::fs::symlink_metadata(lock).ok()?;
     let for_a_group = metadata.is_file() && metadata.mode() & 0o007 == 0 && metadata.mode() & 0o040 != 0;
     for_a_group.then_some(Users::Group(metadata.gid()))

@@ -13,17 +13,20 @@ use crate::settings::{LOCK, Settings};
 use crate::setup::{Plan, Step, Wanted};
 use crate::{orphan, report, text};
 
-/// `--setup`. Only the machine's own lock is more than a file and a directory.
-pub(super) fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<Ending, Error> {
+/// `--setup`. A lock that `is_named`, on the command line or by the environment, is a file and a directory; what goes with the
+/// machine's own is the machine's.
+pub(super) fn set_up(settings: &Settings, args: &RunArgs, is_named: bool, say: &Say) -> Result<Ending, Error> {
     let users = match &args.group {
-        None => setup::Users::All,
+        // Whoever repairs a group's lock does not mean to give it to everybody.
+        None => setup::users_of(&settings.lock).unwrap_or(setup::Users::All),
         Some(group) => {
             let unknown =
                 || Error::Usage(format!("there is no group {}; make it with: groupadd {group}", text::escape(group)));
             setup::Users::Group(crate::user::group_id(group).ok_or_else(unknown)?)
         }
     };
-    let is_the_machine_s = settings.lock == Path::new(LOCK);
+    let is_default = settings.lock == Path::new(LOCK);
+    let is_the_machine_s = is_default || !is_named;
     if !is_the_machine_s && !args.tame.is_empty() {
         return Err(Error::Usage(
             "--tame is for the machine's own lock: services of the machine's use no other".to_owned(),
@@ -31,7 +34,11 @@ pub(super) fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<E
     }
     let plan = match is_the_machine_s {
         true => {
-            let wanted = Wanted { root: Path::new("/"), users, tame: &args.tame, pls: &beside("pls") };
+            let pls = beside("pls");
+            if !args.tame.is_empty() {
+                crate::setup::only_root_can_change(&pls).map_err(Error::Refused)?;
+            }
+            let wanted = Wanted { root: Path::new("/"), users, is_default, tame: &args.tame, pls: &pls };
             Plan::make(&wanted).map_err(Error::Refused)?
         }
         false => Plan::default(),
@@ -52,8 +59,9 @@ pub(super) fn set_up(settings: &Settings, args: &RunArgs, say: &Say) -> Result<E
 }
 
 /// `--undo`: refuses while anybody uses the machine.
-pub(super) fn undo(settings: &Settings, dry_run: bool, say: &Say) -> Result<Ending, Error> {
-    let plan = if settings.lock == Path::new(LOCK) { Plan::undo(Path::new("/")) } else { Plan::default() };
+pub(super) fn undo(settings: &Settings, dry_run: bool, is_named: bool, say: &Say) -> Result<Ending, Error> {
+    let is_the_machine_s = settings.lock == Path::new(LOCK) || !is_named;
+    let plan = if is_the_machine_s { Plan::undo(Path::new("/")) } else { Plan::default() };
     let lock = match Lock::open(&settings.lock) {
         Ok(lock) => Some(lock),
         Err(LockError::Missing(_)) => None,

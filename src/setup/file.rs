@@ -127,6 +127,28 @@ fn only_ours(directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Whether a program that root is to run later can be changed by root only.
+///
+/// # Errors
+/// It cannot be run so: why, and what to do.
+pub fn only_root_can_change(program: &Path) -> Result<(), String> {
+    let real = program.canonicalize().map_err(|error| FileError::on("find", program)(error).to_string())?;
+    for path in real.ancestors() {
+        let metadata = path.symlink_metadata().map_err(|error| FileError::on("look at", path)(error).to_string())?;
+        // In a sticky directory others can neither remove nor rename what is root's.
+        let is_sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+        if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 && !is_sticky {
+            return Err(format!(
+                "others than root can change {}, so root's services must not run {}; install perflock into /usr/local/bin, \
+                 and use that",
+                path.display(),
+                real.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::FileError;
 use crate::lock::setup::Users;
-pub use file::MARK;
 use file::{Found, found, marked, says_the_same};
+pub use file::{MARK, only_root_can_change};
 
 /// By which the lock returns at boot: tmpfiles.d(5).
 const TMPFILES: &str = include_str!("../../config/tmpfiles.d/perflock.conf");
@@ -53,6 +53,8 @@ pub struct Wanted<'a> {
     pub root: &'a Path,
     /// Who may use the lock.
     pub users: Users,
+    /// The lock is where the file for tmpfiles.d(5) makes one. Elsewhere than in /run it stays by itself.
+    pub is_default: bool,
     /// Services that are to run under `pls`: `--tame`.
     pub tame: &'a [String],
     /// The `pls` that they are to run under.
@@ -128,7 +130,9 @@ impl Plan {
         let mut plan = Self::default();
         let root = wanted.root;
         let why = "the lock returns at every boot";
-        if ["usr/lib/tmpfiles.d", "etc/tmpfiles.d"].iter().any(|directory| root.join(directory).is_dir()) {
+        if !wanted.is_default {
+            // Nothing to make at boot.
+        } else if ["usr/lib/tmpfiles.d", "etc/tmpfiles.d"].iter().any(|directory| root.join(directory).is_dir()) {
             plan.wants(root, "tmpfiles.d/perflock.conf", &tmpfiles(wanted.users), why, false);
         } else {
             plan.notes.push("nothing here makes files at boot (tmpfiles.d): run this again after each".to_owned());

@@ -13,7 +13,7 @@ fn machine() -> tempfile::TempDir {
 
 fn plan(root: &Path, users: Users, tame: &[&str]) -> Result<Plan, String> {
     let tame: Vec<String> = tame.iter().map(|&word| word.to_owned()).collect();
-    Plan::make(&Wanted { root, users, tame: &tame, pls: Path::new("/usr/bin/pls") })
+    Plan::make(&Wanted { root, users, is_default: true, tame: &tame, pls: Path::new("/usr/bin/pls") })
 }
 
 fn perform(plan: &Plan) {

@@ -15,7 +15,7 @@ fn on_a_machine(world: &World, script: &str) -> Cmd {
     let script = format!(
         "mkdir -p etc/tmpfiles.d etc/systemd/system; cp -L /etc/passwd /etc/group etc; cp nightly.service etc/systemd/system; \
          mount --bind etc /etc; mount -t tmpfs run /run; mkdir -p /run/systemd/system; unset PERFLOCK_LOCK; \
-         PATH={here}:$PATH; {script}"
+         mount -t tmpfs -o mode=755 bin /mnt; cp $(command -v perflock) $(command -v pls) /mnt; PATH=/mnt:{here}:$PATH; {script}"
     );
     world.cmd("unshare --mount sh -ec").arg(script)
 }
@@ -66,18 +66,15 @@ fn a_machine_is_set_up_once_and_undone() {
         "perflock: /run/perflock is not set up; nothing was changed\n".to_owned(),
     ];
     let done = done.says(&said.concat());
-    let pls =
-        std::path::PathBuf::from(world.cmd("sh -c").arg("command -v pls").run().stdout.trim()).canonicalize().unwrap();
     let before = "/etc/systemd/system/nightly.service\n";
     done.prints(&format!(
         "{before}{before}/etc/systemd/system/nightly.service.d/perflock.conf\n\
          /etc/systemd/system/user@.service.d/perflock.conf\n/etc/tmpfiles.d/perflock.conf\n/run/perflock\n/run/perflock.d\n\
          # Written by perflock --setup, and removed by perflock --undo unless it was changed (sum SUM).\n\
          # Runs under pls: it waits while somebody has the machine alone, and no such job starts before it has ended.\n\
-         [Service]\nExecStart=\nExecStart={} --quiet --leftovers wait -- /usr/lib/apt/apt.systemd.daily update\n\
+         [Service]\nExecStart=\nExecStart=/mnt/pls --quiet --leftovers wait -- /usr/lib/apt/apt.systemd.daily update\n\
          # The wait may take any time.\nTimeoutStartSec=infinity\n\
-         # It stays in the service's own group, with its limits, and ends with the service as before.\nDelegate=yes\n{before}",
-        pls.display()
+         # It stays in the service's own group, with its limits, and ends with the service as before.\nDelegate=yes\n{before}"
     ));
     // For what was written, and what was removed; not for what was the same.
     assert_eq!(world.read("told"), "daemon-reload\ndaemon-reload\n");
@@ -159,6 +156,61 @@ fn a_lock_of_one_s_own_is_undone_with_what_the_dead_left() {
     // As it was, for the world's own end.
     fs::write(&lock, "").unwrap();
     fs::create_dir(&queue).unwrap();
+}
+
+#[test]
+fn a_pls_that_others_can_change_is_not_given_to_root_s_services() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = format!(
+        "chmod o+w /mnt/pls; perflock --setup --tame nightly.service || echo $?; chmod 755 /mnt/pls; chown 41001 /mnt; \
+         perflock --setup --tame nightly.service || echo $?; chown 0 /mnt; rm /mnt/pls; \
+         perflock --setup --tame nightly.service || echo $?; {FILES}"
+    );
+    let done = on_a_machine(&world, &script).run().exits(0);
+    let why = |what: &str| {
+        format!(
+            "perflock: others than root can change {what}, so root's services must not run /mnt/pls; install perflock into \
+             /usr/local/bin, and use that\n"
+        )
+    };
+    let missing = "perflock: cannot find /mnt/pls: No such file or directory\n";
+    done.prints("125\n125\n125\n/etc/systemd/system/nightly.service\n")
+        .says(&[why("/mnt/pls"), why("/mnt"), missing.to_owned()].concat());
+}
+
+#[test]
+fn a_group_s_lock_stays_the_group_s() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = "perflock -q --setup --group users; chmod 640 /run/perflock; perflock --setup; stat -c '%a %G' /run/perflock; \
+                  perflock --setup; grep -c '0660 root' /etc/tmpfiles.d/perflock.conf; \
+                  perflock -q --undo; perflock -q --setup; stat -c '%a' /run/perflock";
+    let done = on_a_machine(&world, script).run().exits(0).prints("660 users\n1\n666\n");
+    let gid = nix::unistd::Group::from_name("users").unwrap().unwrap().gid;
+    done.says(&format!(
+        "perflock: set the permissions of /run/perflock (group {gid}, mode 0660)\n\
+         perflock: /run/perflock is already set up; nothing was changed\n"
+    ));
+}
+
+#[test]
+fn a_configured_lock_is_the_machine_s_and_a_named_one_is_set_up_alone() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = format!(
+        "mkdir /run/lab; echo 'lock = \"/run/lab/lock\"' >/etc/perflock.toml; perflock -q --setup --lock /run/named; {FILES}; \
+         perflock -q --undo --lock /run/named; perflock -q --setup; {FILES}; PERFLOCK_LOCK=/run/named perflock --undo; \
+         perflock -q --undo; {FILES}"
+    );
+    let unit = "/etc/systemd/system/nightly.service\n";
+    on_a_machine(&world, &script)
+        .run()
+        .exits(0)
+        .prints(&format!(
+            "{unit}/run/named\n{unit}/etc/systemd/system/user@.service.d/perflock.conf\n/run/lab/lock\n{unit}"
+        ))
+        .says("perflock: /run/named is not set up; nothing was changed\n");
 }
 
 /// systemd ends only the first process of a service with `KillMode=process`, as apt-daily-upgrade is: dpkg must not be torn.
