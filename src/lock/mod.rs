@@ -84,7 +84,7 @@ pub enum LockError {
         /// Its owner.
         owner: String,
     },
-    /// The lock file was replaced while we waited for it.
+    /// The lock file, or the queue, was replaced or removed while we waited for it.
     #[error("{} was replaced while this job waited; run it again", .0.display())]
     Replaced(PathBuf),
     /// The wait could not be started.

@@ -86,7 +86,7 @@ impl Queue {
             }
             Ok(entries)
         };
-        let mut entries = read().map_err(FileError::on("read the queue directory", &self.path))?;
+        let mut entries = read().map_err(|errno| self.failed("read the queue directory", errno))?;
         entries.sort_unstable();
         Ok(entries)
     }
@@ -142,7 +142,7 @@ impl Queue {
             }
             Err(errno) => (Err(errno), None),
         };
-        let file = File::from(fd.map_err(FileError::on("make a ticket in", path))?);
+        let file = File::from(fd.map_err(|errno| self.failed("make a ticket in", errno))?);
         let scratch = scratch.map(|name| Scratch { name, directory: &self.directory });
         let draft = Draft { file, _scratch: scratch };
         append(&draft.file, joined).map_err(FileError::on("write a ticket in", path))?;
@@ -181,13 +181,20 @@ impl Queue {
                 Ok(()) => break,
                 // A name that `entries` passed over, or a plain user's prank between the two calls.
                 Err(Errno::EXIST) => {}
-                Err(errno) => return Err(FileError::on("put a ticket into", &self.path)(errno).into()),
+                Err(errno) => return Err(self.failed("put a ticket into", errno)),
             }
         }
         Step::TicketPublished.reached();
         let boot = super::short_boot(&joined.boot);
         let id = JobId { number: entry.number, inode, boot, joined_usec: joined.joined_usec };
         Ok((Ticket::new(draft.file, entry, id, path_of(&self.path, entry)), entries))
+    }
+
+    /// Why the queue cannot be used. A directory that was removed since it was opened takes no ticket: the lock file that was
+    /// beside it would exclude nobody.
+    fn failed(&self, verb: &'static str, errno: Errno) -> LockError {
+        let is_removed = rustix::fs::fstat(&self.directory).is_ok_and(|directory| directory.st_nlink == 0);
+        if is_removed { LockError::Replaced(self.path.clone()) } else { FileError::on(verb, &self.path)(errno).into() }
     }
 
     fn link(&self, file: &File, name: &str) -> rustix::io::Result<()> {
@@ -287,5 +294,38 @@ mod tests {
         assert_eq!(to_clean(&queue, 95).len(), CLEANED_BY_A_NEWCOMER);
         assert_eq!(to_clean(&queue[..3], 7), queue[..3]);
         assert_eq!(to_clean(&[], 7), []);
+    }
+
+    /// As after `--undo`, by whoever had opened it before.
+    #[test]
+    fn a_queue_that_was_removed_takes_no_ticket_and_says_why() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock.d");
+        std::fs::create_dir(&path).unwrap();
+        let queue = Queue::open(&path).unwrap();
+        let joined = Joined {
+            format: crate::lock::record::FORMAT,
+            boot: String::new(),
+            joined_usec: 1,
+            pid: 1,
+            start_ticks: 1,
+            pid_namespace: 1,
+            cgroup_namespace: 1,
+            mode: Mode::Exclusive,
+            command: Vec::new(),
+            message: None,
+            cores: None,
+        };
+        let (never, _writer) = std::io::pipe().unwrap();
+        let join = |draft| {
+            let lock = queue.lock_directory(never.as_fd(), None)?.unwrap();
+            queue.publish(draft, &joined, &lock, &mut |_, _| true)
+        };
+        let early = queue.draft(&joined).unwrap();
+        std::fs::remove_dir(&path).unwrap();
+        for joined in [join(early), queue.draft(&joined).and_then(join)] {
+            let said = joined.unwrap_err().to_string();
+            assert_eq!(said, format!("{} was replaced while this job waited; run it again", path.display()));
+        }
     }
 }
