@@ -1,11 +1,16 @@
 //! The host's lock in containers that have nothing else of the host's: a root directory, processes and groups of their own, with the
 //! lock file and the queue bound in, as by docker's `-v`.
 
-use crate::harness::{Cmd, Running, World, wait_until};
+use crate::harness::{ALICE, Cmd, Running, World, wait_until};
 use crate::needs;
 
 /// A shell script in a container. Its programs are the host's, but it has no cgroup hierarchy and no lock but the bound one.
 fn contained(world: &World, script: &str) -> Cmd {
+    contained_by("unshare", world, script)
+}
+
+/// The same by an `unshare` that makes more than those namespaces.
+fn contained_by(unshare: &str, world: &World, script: &str) -> Cmd {
     let bin = world.cmd("sh -c").arg("dirname $(command -v perflock)").run().exits(0).stdout;
     let (bin, lock, queue) = (bin.trim(), world.lock(), world.queue());
     world.write("script", script);
@@ -18,7 +23,8 @@ fn contained(world: &World, script: &str) -> Cmd {
         lock = lock.display(),
         queue = queue.display(),
     );
-    world.cmd("unshare --mount --pid --fork --kill-child --cgroup --uts --ipc sh -ec").arg(outside)
+    let namespaces = "--mount --pid --fork --kill-child --cgroup --uts --ipc sh -ec";
+    world.cmd(&format!("{unshare} {namespaces}")).arg(outside)
 }
 
 fn holder_in_a_container(world: &World, line: &str) -> Running {
@@ -88,5 +94,30 @@ fn containers_share_with_each_other_and_the_host() {
     contained(&world, "perflock --cgroup none -w 10 echo alone").run().exits(0).prints("alone\n");
     // Whoever sees that nothing is left of the containers, removes what their jobs left: root, on the host.
     world.cmd("perflock true").run().exits(0).says("");
+    world.assert_clean();
+}
+
+/// As podman makes one for a plain user: its root is that user outside, and the host's root is nobody there.
+#[test]
+fn a_plain_user_s_container_waits_its_turn_and_is_waited_for() {
+    needs!(Root, V2, OwnGroup, UserNamespace, Program("unshare"), Program("chroot"));
+    let world = World::for_uid(ALICE);
+    let rootless = "unshare --user --map-root-user";
+    let host = world.cmd("pls sh -c").arg("echo running; exec sleep 600").uid(0).spawn();
+    host.wait_stdout("running\n");
+    let job = "perflock --cgroup none sh -c 'id -u; until [ -e /run/perflock.d/go ]; do sleep 0.01; done'";
+    let container = contained_by(rootless, &world, job).spawn();
+    container.wait_stderr("perflock: waiting for lock behind 1 job; ");
+    let shown = world.cmd("wholock --sample 0").run().exits(0).stdout;
+    assert!(shown.lines().nth(2).unwrap().ends_with("  # in another container"), "{shown}");
+    host.signal(libc::SIGTERM);
+    host.wait().dies_of(libc::SIGTERM);
+    container.wait_stdout("0\n");
+    // To the host it is the user's.
+    world.cmd("pls -n true").uid(0).run().exits(75).mentions(&format!("; {ALICE} runs sh -c "));
+    let go = world.queue().join("go");
+    std::fs::write(&go, "").unwrap();
+    container.wait().exits(0).prints("0\n");
+    std::fs::remove_file(go).unwrap();
     world.assert_clean();
 }

@@ -62,7 +62,7 @@ pub(crate) const ALICE: u32 = 41_001;
 pub(crate) const BOB: u32 = 41_002;
 
 /// What a test needs of the machine. A need that is not met skips the test and prints why; naming it in
-/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores,kernel,filter`) makes that a failure.
+/// `PERFLOCK_MUST_RUN` (comma-separated: `root,v2,group,scope,programs,v1,cores,kernel,filter,userns`) makes that a failure.
 #[derive(Clone, Copy)]
 pub(crate) enum Need {
     /// Root, to become other users.
@@ -87,6 +87,8 @@ pub(crate) enum Need {
     CgroupKill,
     /// A kernel that lets a test refuse system calls, and answer for some.
     Filter,
+    /// A plain user may make a user namespace, and mount a /proc in it.
+    UserNamespace,
     /// A program in PATH.
     Program(&'static str),
 }
@@ -112,6 +114,16 @@ impl Need {
                     Command::new("sh").args(["-c", "echo 0 > /proc/self/loginuid"]).stderr(Stdio::null()).status();
                 (!written.is_ok_and(|status| status.success()))
                     .then(|| ("root", "cannot set a login's user".to_owned()))
+            }
+            Self::UserNamespace => {
+                let made = Command::new("setpriv")
+                    .args(["--reuid", "41001", "--regid", "41001", "--clear-groups"])
+                    .args(["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "true"])
+                    .current_dir("/")
+                    .stderr(Stdio::null())
+                    .status();
+                (!made.is_ok_and(|status| status.success()))
+                    .then(|| ("userns", "a plain user cannot make a container here".to_owned()))
             }
             Self::V1(controller) => v1::own(controller).err().map(|why| ("v1", why)),
             Self::TwoCores => {
