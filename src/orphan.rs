@@ -108,16 +108,14 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
         return true;
     }
     let same_pids = proc.own_namespace("pid").is_ok_and(|own| own == record.joined.pid_namespace);
+    let is_its_container_gone = || !same_pids && is_empty_namespace(record.joined.pid_namespace, proc);
     if record.stopped && (!same_pids || record.joined.supervisor(proc).is_some()) {
-        return false;
-    }
-    if !same_pids && is_empty_namespace(record.joined.pid_namespace, proc) {
-        return true;
+        return is_its_container_gone();
     }
     let same_groups = proc.own_namespace("cgroup").is_ok_and(|own| own == record.joined.cgroup_namespace);
     if record.group.is_some() && !same_groups || is_out_of_sight(record, mountinfo) {
         // Not seen from here does not mean empty.
-        return false;
+        return is_its_container_gone();
     }
     match group_of(seen, record, mountinfo) {
         Ok(Some(group)) if group.population() == Population::Populated => false,
