@@ -158,8 +158,9 @@ pub fn lock_path(flag: Option<&PathBuf>, environment: &Environment, config: &Con
 pub fn setup_command(lock: &Path) -> String {
     let program = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("perflock")));
     let program = program.unwrap_or_else(|| PathBuf::from("perflock"));
-    let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", lock.display()) };
-    format!("{} --setup{option}", program.display())
+    let word = |path: &Path| crate::text::command_line(&[path.display().to_string()]);
+    let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", word(lock)) };
+    format!("{} --setup{option}", word(&program))
 }
 
 /// The environment variables that are settings. An empty one counts as not set.

@@ -122,6 +122,8 @@ pub enum Found {
     None,
     /// It cannot be read, for this reason.
     Closed(String),
+    /// Whether there is one cannot be seen, for this reason.
+    Hidden(String),
 }
 
 /// Everything that is known of this machine, this user and this process.
@@ -160,7 +162,8 @@ pub fn config_files(environment: &Environment, flag: Option<&PathBuf>) -> Vec<Co
     let found = |path: &Path| match fs::File::open(path) {
         Ok(_) => Found::Read,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Found::None,
-        Err(error) => Found::Closed(crate::error::reason(&error)),
+        Err(error) if path.symlink_metadata().is_ok() => Found::Closed(crate::error::reason(&error)),
+        Err(error) => Found::Hidden(crate::error::reason(&error)),
     };
     paths.into_iter().map(|path| ConfigFile { found: found(&path), path }).collect()
 }

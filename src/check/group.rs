@@ -74,6 +74,10 @@ fn delegate(facts: &Facts) -> String {
     let groups = &facts.groups;
     if groups.is_hybrid {
         unify(groups)
+    } else if groups.delegates && matches!(groups.lingers, Ok(true)) {
+        // It outlives every session, as it was started.
+        let restart = as_root(facts.uid, &format!("systemctl restart user@{}.service", facts.uid));
+        format!("when nothing of yours runs: {restart}")
     } else if groups.delegates {
         "log out of every session, and log in again".to_owned()
     } else if facts.lock.path == Path::new(LOCK) {
@@ -303,12 +307,12 @@ fn other_processes(facts: &Facts) -> Row {
     if (facts.uid == 0 || facts.sees_others) && facts.sees_locks {
         return Row::works(id, name, "shows processes and locks of others");
     }
-    let (detail, lost, fix) = if facts.sees_locks {
-        let lost = "wholock cannot tell who uses the machine outside of jobs";
-        ("hides processes of others", lost, "mount -o remount,hidepid=0 /proc")
-    } else {
-        let lost = "wholock cannot tell who uses the lock file by plain flock(1)";
-        ("hides who has which lock", lost, "mount -o remount,subset= /proc")
-    };
-    Row::weaker(id, name, detail).lost(lost).fix(as_root(facts.uid, fix))
+    if !facts.sees_locks {
+        // Not the mount's option subset=pid: with that nothing of perflock works.
+        return Row::weaker(id, name, "hides who has which lock")
+            .lost("wholock cannot tell who uses the lock file by plain flock(1)");
+    }
+    Row::weaker(id, name, "hides processes of others")
+        .lost("wholock cannot tell who uses the machine outside of jobs")
+        .fix(as_root(facts.uid, "mount -o remount,hidepid=0 /proc"))
 }

@@ -181,14 +181,19 @@ fn configuration(facts: &Facts) -> Row {
             Row::weaker(id, name, warnings.join("; ")).lost("what it says there has no effect").fix(fix)
         }
         Ok(_) => {
-            let closed = facts.files.iter().find_map(|file| match &file.found {
-                Found::Closed(why) => Some((file.path.display(), why)),
-                Found::Read | Found::None => None,
-            });
-            if let Some((path, why)) = closed {
-                let row = Row::weaker(id, name, format!("{path} cannot be read: {why}"));
-                let fix = as_root(facts.uid, &format!("chmod a+r {path}"));
-                return row.lost("what it says has no effect for you").fix(fix);
+            for file in &facts.files {
+                let path = file.path.display();
+                let row = match &file.found {
+                    Found::Read | Found::None => continue,
+                    Found::Closed(why) => {
+                        let quoted = text::command_line(&[path.to_string()]);
+                        let row = Row::weaker(id, name, format!("{path} cannot be read: {why}"));
+                        row.fix(as_root(facts.uid, &format!("chmod a+r {quoted}")))
+                    }
+                    // In a directory that is somebody else's, and stays closed: HOME is not one's own.
+                    Found::Hidden(why) => Row::unknown(id, name, format!("{path} cannot be looked for: {why}")),
+                };
+                return row.lost("what it says has no effect for you");
             }
             let read = facts.files.iter().filter(|file| file.found == Found::Read);
             let read: Vec<String> = read.map(|file| file.path.display().to_string()).collect();
@@ -211,8 +216,8 @@ fn after_boot(facts: &Facts) -> Row {
         (Some(false), _) => Row::works(id, name, format!("{path} is on a disk, and stays")),
         (Some(true), made) => {
             let quoted = text::command_line(&[lock.path.display().to_string()]);
-            // A path that has to be quoted would have to be quoted twice.
-            let is_plain = quoted == lock.path.display().to_string();
+            // A path that has to be quoted would have to be quoted twice; printf(1) and tmpfiles.d(5) read a percent sign.
+            let is_plain = quoted == lock.path.display().to_string() && !quoted.contains('%');
             let fix = match made {
                 None => Some(format!("have this run at each boot: {}", lock.set_up)),
                 Some(_) if lock.path == Path::new(LOCK) => Some(set_up(facts)),

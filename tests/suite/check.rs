@@ -319,6 +319,22 @@ fn the_configuration_is_read_and_judged() {
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
     assert_eq!(feature(&check(&world), "configuration")["state"], "weaker");
+    // Somebody else's home, as HOME still says after some su(1): nothing is known of what is in it, and it stays closed.
+    let home = world.path("not hers");
+    fs::create_dir_all(home.join(".config/perflock")).unwrap();
+    fs::write(home.join(".config/perflock/config.toml"), "").unwrap();
+    let from = |home: &Path| found(world.cmd("perflock --check --json").env("HOME", home.to_str().unwrap()));
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+    let hidden = feature(&from(&home), "configuration");
+    assert_eq!((&hidden["state"], &hidden["fix"]), (&json!("unknown"), &Value::Null), "{hidden:#}");
+    // What is closed alone is opened by what is told, whatever it is called.
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
+    let closed = home.join(".config/perflock/config.toml");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o600)).unwrap();
+    let mend = fix(&from(&home), "configuration");
+    assert!(mend.starts_with("sudo chmod a+r '"), "{mend}");
+    World::new().sh(mend.strip_prefix("sudo ").unwrap()).run().exits(0);
+    assert_eq!(state(&from(&home), "configuration"), "works");
     let named = found(world.cmd("perflock --check --json --config nowhere.toml"));
     assert_eq!(state(&named, "configuration"), "missing");
     // What it says counts for the rest.
