@@ -140,6 +140,12 @@ fn queue(facts: &Facts) -> Row {
         let lost = "everybody who may queue can take others out of the queue, and run beside them";
         return Row::weaker(id, name, format!("{path} is not sticky")).lost(lost).fix(set_up(facts));
     }
+    if !lock.private && ![0, facts.uid].contains(&permissions.uid) {
+        // unlink(2): a sticky directory's owner may remove everybody's files.
+        let owner = crate::user::name(permissions.uid);
+        let row = Row::weaker(id, name, format!("{path} belongs to {owner}"));
+        return row.lost(format!("{owner} can take others out of the queue, and run beside them")).fix(set_up(facts));
+    }
     if let Ok(Some(file)) = lock.file
         && Audience::of(file, 0o4) > writers
     {

@@ -264,6 +264,23 @@ fn permissions_of_lock_and_queue_are_judged() {
 }
 
 #[test]
+fn whoever_owns_the_lock_or_its_queue_is_no_plain_user() {
+    let machine = Captured::new(0);
+    for (name, id) in [("lock", "lock-file"), ("lock.d", "queue")] {
+        // Not everybody may give files away.
+        if chown(machine.path(name), Some(USER), None).is_err() {
+            return;
+        }
+        let row = row(&machine.rows(), id);
+        assert_eq!((row.state, row.promised), (State::Weaker, true), "{row:?}");
+        assert!(row.detail.ends_with(&format!(" belongs to {USER}")), "{row:?}");
+        assert!(row.fix.unwrap().contains(" --setup --lock "));
+        chown(machine.path(name), Some(0), None).unwrap();
+        assert_eq!(told(&machine.rows(), id), (State::Works, None));
+    }
+}
+
+#[test]
 fn what_cannot_be_opened_is_missing_and_says_what_to_do() {
     let machine = Captured::new(USER);
     let set_up = format!("{} --lock {}", "--setup", machine.path("lock").display());

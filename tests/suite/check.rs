@@ -253,6 +253,23 @@ fn what_others_may_do_to_the_lock_is_seen() {
 }
 
 #[test]
+fn a_queue_that_a_plain_user_owns_is_given_to_root_by_what_is_told() {
+    needs!(Root);
+    // In a place with a name that has to be quoted.
+    let world = World::new();
+    let lock = world.path("the lab's lock");
+    let check = || found(world.cmd("perflock --check --json --lock").arg(&lock));
+    world.sh(&fix(&check(), "lock-file")).run().exits(0);
+    assert_eq!(state(&check(), "queue"), "works");
+    std::os::unix::fs::chown(world.path("the lab's lock.d"), Some(ALICE), None).unwrap();
+    let document = check();
+    assert_eq!((state(&document, "lock-file"), state(&document, "queue")), ("works".to_owned(), "weaker".to_owned()));
+    assert!(feature(&document, "queue")["detail"].as_str().unwrap().ends_with(&format!(" belongs to {ALICE}")));
+    world.sh(&fix(&document, "queue")).run().exits(0);
+    assert_eq!(state(&check(), "queue"), "works");
+}
+
+#[test]
 fn a_ticket_that_cannot_be_made_is_seen_to_be_so() {
     needs!(Root, Program("unshare"));
     let world = World::new();
