@@ -20,7 +20,10 @@ use crate::error::{last_errno, reason};
 use crate::fork::CLONE_INTO_CGROUP;
 
 /// The oldest Linux that has all that perflock cannot do without.
-const OLDEST: (u32, u32) = (5, 3);
+pub(crate) const OLDEST: (u32, u32) = (5, 3);
+
+/// The oldest in which a child can be born in a group.
+pub(crate) const GIVES_BIRTH: (u32, u32) = (5, 7);
 
 /// A call that perflock cannot do without is not to be had.
 #[derive(Debug, thiserror::Error)]

@@ -12,6 +12,7 @@ use rustix::fs::StatFs;
 use super::groups::Groups;
 use super::{boot, trial};
 use crate::config::{ConfigError, SYSTEM_FILE};
+use crate::kernel::{self, Unfit};
 use crate::lock::record::FORMAT;
 use crate::lock::{Joined, LockError, LockFile, Queue, outsiders, queue_directory, setup};
 use crate::machine::Machine;
@@ -33,6 +34,8 @@ pub struct Asker {
     pub bus_address: Option<OsString>,
     /// Whether a guard can do its work.
     pub try_guard: fn() -> io::Result<()>,
+    /// What the kernel can do. Asked after the guard was tried.
+    pub ask_kernel: fn() -> Kernel,
 }
 
 impl Asker {
@@ -44,7 +47,33 @@ impl Asker {
             unsafe { trial::guard() }
         };
         let bus_address = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
-        Self { uid, user: crate::user::name(uid), bus_address, try_guard }
+        Self { uid, user: crate::user::name(uid), bus_address, try_guard, ask_kernel: Kernel::ask }
+    }
+}
+
+/// What the kernel, or the filter of a container, lets a program do.
+#[derive(Debug)]
+pub struct Kernel {
+    /// As uname(2) tells it.
+    pub release: String,
+    /// Whether jobs can be run at all.
+    pub fits: Result<(), Unfit>,
+    /// A command can be born in its group.
+    pub gives_birth: bool,
+    /// A program can have threads. Whoever waits for the lock has one.
+    pub has_threads: bool,
+}
+
+impl Kernel {
+    /// This one. Makes a thread, which ends at once.
+    fn ask() -> Self {
+        let thread = std::thread::Builder::new().spawn(|| ());
+        Self {
+            release: kernel::release(),
+            fits: kernel::check(),
+            gives_birth: kernel::gives_birth_in_groups(),
+            has_threads: thread.is_ok_and(|thread| thread.join().is_ok()),
+        }
     }
 }
 
@@ -143,6 +172,8 @@ pub struct Facts {
     pub groups: Groups,
     /// Whether a guard can do its work.
     pub guard: io::Result<()>,
+    /// The kernel.
+    pub kernel: Kernel,
     /// Processes of other users can be seen.
     pub sees_others: bool,
     /// Who uses flock(2) can be seen.
@@ -184,6 +215,7 @@ impl Facts {
         // Before anything is opened: whoever has no /proc gets an answer to that, and not to what follows from it.
         let boot = proc.boot_id()?;
         let guard = (asker.try_guard)();
+        let kernel = (asker.ask_kernel)();
         let lock = look_at_lock(root, &proc, &boot, settings);
         let is_free = lock.jobs == 0;
         let inside = matches!(lock.inside, Ok(Some(_)));
@@ -195,6 +227,7 @@ impl Facts {
             files,
             configuration,
             guard,
+            kernel,
             // The first process is another user's, but root's own; root sees all.
             sees_others: proc.stat(1).is_ok(),
             sees_locks: proc.flocks(0, 0).is_ok(),

@@ -22,6 +22,12 @@ const CONTROLLERS: [(&str, &str); 5] = [
     ("cpu", "shares of CPU time among jobs"),
 ];
 
+/// What is lost where single processes are killed.
+const NOT_YOURS: &str = "what becomes another user's, such as by sudo, is not ended, and holds the machine";
+
+/// What is lost where these go on meanwhile.
+const FORKS: &str = "a job that forks without end takes longer to end";
+
 /// What brings controllers of cgroup v1, which systemd gives to no user, into v2.
 fn unify(groups: &Groups) -> String {
     let option = if groups.systemd { "systemd.unified_cgroup_hierarchy=1" } else { "cgroup_no_v1=all" };
@@ -35,7 +41,7 @@ pub(super) fn rows(facts: &Facts) -> Vec<Row> {
     let refused = groups.detected.refused.iter().map(|refusal| refused(groups, refusal));
     let [cpu_time, memory_peak, pressure] = accounting(facts);
     let rest = [
-        kill(groups),
+        kill(facts),
         guard(facts),
         cpu_time,
         memory_peak,
@@ -132,25 +138,34 @@ fn refused(groups: &Groups, refusal: &Refusal) -> Row {
     })
 }
 
-fn kill(groups: &Groups) -> Row {
-    let (id, name) = ("kill", "kill");
-    if let Some(Place::V1(site)) = groups.place() {
-        return match site.freezes() {
-            true => Row::works(id, name, "the freezer holds every process of a job until it is killed"),
-            false => Row::weaker(id, name, "process by process: no group of the freezer's hierarchy is yours")
-                .lost("a job that forks without end takes longer to end")
-                .fix(unify(groups)),
-        };
-    }
-    match (groups.has_group(), groups.kills) {
-        (true, true) => Row::works(id, name, "cgroup.kill ends every process of a job at once"),
-        (true, false) => Row::weaker(id, name, "process by process: the kernel has no cgroup.kill")
-            .lost("a job that forks without end takes longer to end")
-            .fix("boot Linux 5.14 or newer".to_owned()),
-        (false, _) => Row::weaker(id, name, "process by process, as they are found")
+fn kill(facts: &Facts) -> Row {
+    let (id, name, groups) = ("kill", "kill", &facts.groups);
+    if !groups.has_group() {
+        return Row::weaker(id, name, "process by process, as they are found")
             .lost("processes of other users, such as by sudo, and those that hide")
-            .fix(group_cure(groups)),
+            .fix(group_cure(groups));
     }
+    let (freezes, detail, fix) = match groups.place() {
+        Some(Place::V1(site)) if site.freezes() => {
+            (true, "the freezer holds every process of a job until it is killed", unify(groups))
+        }
+        Some(Place::V1(_)) => {
+            (false, "process by process: no group of the freezer's hierarchy is yours", unify(groups))
+        }
+        _ if groups.kills => return Row::works(id, name, "cgroup.kill ends every process of a job at once"),
+        _ => {
+            let detail = "a job's group is frozen until its processes are killed: there is no cgroup.kill";
+            (true, detail, "boot Linux 5.14 or newer".to_owned())
+        }
+    };
+    // kill(2) asks whose a process is, and nobody asks root.
+    match (freezes, facts.uid) {
+        (true, 0) => return Row::works(id, name, detail),
+        (true, _) => Row::weaker(id, name, detail).lost(NOT_YOURS),
+        (false, 0) => Row::weaker(id, name, detail).lost(FORKS),
+        (false, _) => Row::weaker(id, name, detail).lost(format!("{FORKS}; {NOT_YOURS}")),
+    }
+    .fix(fix)
 }
 
 fn guard(facts: &Facts) -> Row {
@@ -238,7 +253,7 @@ fn soft_pin(groups: &Groups) -> Row {
     let (id, name) = ("soft-pin", "soft pin");
     match &groups.reachable {
         Some(cpus) => Row::works(id, name, format!("to any of the processors {cpus}")),
-        None => Row::unknown(id, name, "the kernel does not say where you may run"),
+        None => Row::unknown(id, name, "where you may run cannot be found out"),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cgroup::limits;
 use crate::cgroup::v2::Location;
 use crate::cgroup::{self, Backend, Choice, Usage};
 use crate::job::JobId;
+use crate::kernel;
 use crate::limit::Kind;
 use crate::machine;
 use crate::pin::CpuList;
@@ -178,8 +179,7 @@ fn memory_count(place: &Place, own: Option<&Location>, memory: &limits::Way) -> 
     };
     match memory {
         _ if counted && *place != Place::Subreaper => {
-            let kernel = rustix::system::uname();
-            let peak = crate::kernel::is_at_least(&kernel.release().to_string_lossy(), MEMORY_PEAK);
+            let peak = kernel::is_at_least(&kernel::release(), MEMORY_PEAK);
             if peak { MemoryCount::Peak } else { MemoryCount::Now }
         }
         limits::Way::V1(_) | limits::Way::Group => MemoryCount::WhenLimited,

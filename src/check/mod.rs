@@ -4,7 +4,7 @@
 //! # Theory of operation
 //!
 //! [`facts`] looks, and changes nothing that stays; the rest is pure. From the facts come [`Row`]s, one for each feature:
-//! of the lock and its queue (`lock`), of job groups (`group`), and of how the machine is set (`machine`). `view` shows
+//! of the lock and its queue (`lock`), of the kernel (`kernel`), of job groups (`group`), and of how the machine is set (`machine`). `view` shows
 //! them as a table or as JSON.
 //!
 //! **Tried, not guessed**, where that disturbs nobody. The lock file is opened and not locked. A ticket is drafted as a
@@ -24,6 +24,7 @@ mod boot;
 pub mod facts;
 mod group;
 pub mod groups;
+mod kernel;
 mod lock;
 mod machine;
 mod row;
@@ -57,7 +58,7 @@ enum Error {
 
 /// Everything that is found, in order: features first, then the state of the machine.
 pub fn rows(facts: &Facts) -> Vec<Row> {
-    [lock::rows(facts), group::rows(facts), machine::rows(facts)].concat()
+    [lock::rows(facts), vec![kernel::row(facts)], group::rows(facts), machine::rows(facts)].concat()
 }
 
 /// Checks the machine, prints what was found, and says how to end.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use super::facts::{Asker, Facts};
+use super::facts::{Asker, Facts, Kernel};
 use super::*;
 use crate::config::ConfigError;
 use crate::error::FileError;
@@ -19,6 +19,12 @@ struct Captured {
     settings: Settings,
     uid: u32,
     guard: fn() -> io::Result<()>,
+    kernel: fn() -> Kernel,
+}
+
+/// One that has everything.
+fn newest() -> Kernel {
+    Kernel { release: "6.12.9".to_owned(), fits: Ok(()), gives_birth: true, has_threads: true }
 }
 
 impl Captured {
@@ -26,7 +32,8 @@ impl Captured {
     fn new(uid: u32) -> Self {
         let root = tempfile::tempdir().unwrap();
         let lock = root.path().join("lock");
-        let machine = Self { settings: Settings { lock, ..Settings::default() }, root, uid, guard: || Ok(()) };
+        let settings = Settings { lock, ..Settings::default() };
+        let machine = Self { settings, root, uid, guard: || Ok(()), kernel: newest };
         machine.file("lock", "");
         machine.mode("lock", 0o666);
         fs::create_dir(machine.path("lock.d")).unwrap();
@@ -85,7 +92,8 @@ impl Captured {
     }
 
     fn facts_with(&self, configuration: Result<Vec<String>, ConfigError>) -> Facts {
-        let asker = Asker { uid: self.uid, user: "ann".to_owned(), bus_address: None, try_guard: self.guard };
+        let (try_guard, ask_kernel) = (self.guard, self.kernel);
+        let asker = Asker { uid: self.uid, user: "ann".to_owned(), bus_address: None, try_guard, ask_kernel };
         let mut facts = Facts::gather(self.root.path(), &asker, &self.settings, Vec::new(), configuration).unwrap();
         // Of the test's own disk.
         facts.lock.is_in_memory = Some(false);
@@ -277,6 +285,54 @@ fn whoever_owns_the_lock_or_its_queue_is_no_plain_user() {
         assert!(row.fix.unwrap().contains(" --setup --lock "));
         chown(machine.path(name), Some(0), None).unwrap();
         assert_eq!(told(&machine.rows(), id), (State::Works, None));
+    }
+}
+
+#[test]
+fn what_a_kernel_cannot_do_is_told_with_what_helps() {
+    let mut machine = Captured::unified(0, "/ci");
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Works, None));
+    machine.kernel = || Kernel {
+        release: "4.19.0".to_owned(),
+        fits: Err(crate::kernel::Unfit {
+            call: "pidfd_open(2)",
+            release: "4.19.0".to_owned(),
+            source: io::Error::from_raw_os_error(libc::ENOSYS),
+        }),
+        ..newest()
+    };
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Missing, text("boot Linux 5.3 or newer")));
+    machine.kernel = || Kernel { release: "5.4.0".to_owned(), gives_birth: false, ..newest() };
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Weaker, text("boot Linux 5.7 or newer")));
+    let filtered = text("let clone3(2) through the filter that refuses it");
+    machine.kernel = || Kernel { gives_birth: false, ..newest() };
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Weaker, filtered.clone()));
+    machine.kernel = || Kernel { gives_birth: false, has_threads: false, ..newest() };
+    let both = row(&machine.rows(), "kernel");
+    assert_eq!(both.fix, filtered);
+    let lost = both.lost.unwrap();
+    assert!(lost.starts_with("a job that has to wait fails; the start of a job holds up "), "{lost}");
+    // Without processes there are no threads, and it is not the kernel that is to blame.
+    machine.guard = || Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    machine.kernel = || Kernel { has_threads: false, ..newest() };
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Works, None));
+    // In the fallback nobody is born in a group.
+    machine.file("proc/self/mountinfo", "");
+    machine.kernel = || Kernel { gives_birth: false, ..newest() };
+    assert_eq!(told(&machine.rows(), "kernel"), (State::Works, None));
+}
+
+#[test]
+fn without_cgroup_kill_root_loses_nothing_and_a_plain_user_what_is_not_theirs() {
+    for (uid, state) in [(0, State::Works), (USER, State::Weaker)] {
+        let machine = Captured::unified(uid, "/ci");
+        assert_eq!(told(&machine.rows(), "kill"), (State::Works, None));
+        fs::remove_file(machine.path("cgroup/ci/cgroup.kill")).unwrap();
+        machine.file("cgroup/ci/cgroup.freeze", "0\n");
+        let kill = row(&machine.rows(), "kill");
+        assert_eq!((kill.state, kill.lost.is_some()), (state, state == State::Weaker), "{kill:?}");
+        assert_eq!(kill.fix.is_some(), state == State::Weaker);
+        assert!(kill.detail.ends_with("there is no cgroup.kill"), "{kill:?}");
     }
 }
 
