@@ -130,7 +130,7 @@ fn a_plain_user_learns_what_a_job_of_theirs_would_get() {
     let document = check(&world);
     assert_eq!(document["user"], json!({"uid": ALICE, "name": ALICE.to_string()}));
     assert_eq!(document["backend"], "v2");
-    for id in ["lock-file", "queue", "configuration", "backend", "kill", "guard", "cpu-time", "soft-pin"] {
+    for id in ["lock-file", "queue", "configuration", "backend", "guard", "cpu-time", "soft-pin"] {
         assert_eq!(state(&document, id), "works", "{id}: {document:#}");
     }
     assert_eq!(feature(&document, "isolated")["promised"], false);
