@@ -23,7 +23,7 @@ use super::LockError;
 use super::decide::{Entry, Life};
 use super::file::CAREFULLY;
 use super::ofd::{asking, whole_file};
-use super::record::{self, Change, MAX_SIZE, Record, append};
+use super::record::{self, Change, FORMAT, MAX_SIZE, Record, append};
 use super::wait::{self, Call, Slept};
 use crate::error::FileError;
 use crate::job::{JobId, Mode};
@@ -215,14 +215,15 @@ impl Seen {
         Ok(slept.map_err(LockError::Wait)? == Slept::Done)
     }
 
-    /// Whether the job waits or has the machine. A live ticket that cannot be understood may be a newer version's:
-    /// it counts as waiting, so that it is waited for until its owner is gone.
+    /// Whether the job waits or has the machine. A live ticket that is a newer version's, or cannot be understood and may
+    /// be one, counts as waiting, so that it is waited for until its owner is gone: what it says of itself may mean
+    /// something else there.
     pub fn life(&self) -> Life {
         if !self.is_live() {
             return Life::Dead;
         }
         match self.record() {
-            Some(record) if record.granted_usec.is_some() => Life::Holding,
+            Some(record) if record.granted_usec.is_some() && record.joined.format <= FORMAT => Life::Holding,
             _ => Life::Waiting,
         }
     }

@@ -143,6 +143,26 @@ fn a_live_ticket_that_cannot_be_read_is_waited_for_until_its_owner_is_gone() {
 }
 
 #[test]
+fn a_live_ticket_of_a_newer_version_is_waited_for_whatever_it_says() {
+    needs!(Root, V2);
+    let world = World::new();
+    // Each word is known, and may mean something else there. The same from this version delays nobody who gets the lock file.
+    let text = joined("sleep", "").replace("\"format\":1", "\"format\":2");
+    let ticket = put(&world, "5.x", text + "{\"event\":\"granted\",\"at_usec\":1}\n");
+    let held = hold(&ticket);
+    for program in ["perflock", "pls"] {
+        world.cmd(program).args(["-n", "true"]).run().exits(75);
+    }
+    let waiter = world.cmd("pls echo ran").spawn();
+    waiter.wait_stderr("pls: waiting for lock behind 1 job; 41001 runs sleep (exclusive, ");
+    drop(held);
+    waiter.wait().exits(0).prints("ran\n");
+    // Only whoever joins cleans.
+    world.cmd("perflock true").run().exits(0).says("");
+    world.assert_clean();
+}
+
+#[test]
 fn a_live_ticket_in_the_name_of_somebody_s_ancestor_is_not_believed() {
     needs!(Root, V2);
     let world = World::new();
