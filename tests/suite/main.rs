@@ -6,6 +6,7 @@
 mod bad_input;
 mod cancel;
 mod check;
+mod completions;
 mod config;
 mod containers;
 #[cfg(feature = "crash-points")]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Arg, Command};
+use clap::{Arg, Command, ValueHint};
 use clap_complete::Shell;
 
 use crate::{Failure, top};
@@ -59,15 +59,40 @@ fn made() -> Vec<(PathBuf, String)> {
             (Shell::Fish, "fish", format!("{name}.fish")),
         ] {
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut command.clone(), &*name, &mut text);
+            clap_complete::generate(shell, &mut with_words(&command), &*name, &mut text);
             let mut text = String::from_utf8(text).expect("completions are text");
             if name != "wholock" {
+                if shell == Shell::Fish {
+                    // Behind the command these are not ours.
+                    text = text.replace(
+                        &format!("complete -c {name} "),
+                        &format!("complete -c {name} -n __fish_{name}_options "),
+                    );
+                }
                 text.push_str(&of_the_command(shell, &command, &name));
             }
             files.push((format!("config/completions/{directory}/{file}").into(), text));
         }
     }
     files
+}
+
+/// The command line with what its options can be given, for shells: the program reads the words by functions of its own, which
+/// name them only in the help.
+fn with_words(command: &Command) -> Command {
+    command.clone().mut_args(|arg| {
+        let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+        // clap wants words that stay.
+        let words: Vec<&'static str> = name.to_owned().leak().split('|').collect();
+        if words.len() > 1 && words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase())) {
+            arg.value_parser(clap::builder::PossibleValuesParser::new(words))
+        } else if arg.get_action().takes_values() && arg.get_value_hint() == ValueHint::Unknown {
+            // Numbers, times and notes are no files.
+            arg.value_hint(ValueHint::Other)
+        } else {
+            arg
+        }
+    })
 }
 
 /// A manual page.
@@ -115,7 +140,14 @@ _{name}_or_command() {{
         esac
     done
     if ((i > COMP_CWORD)) || [[ ${{COMP_WORDS[i]}} == -* && ${{COMP_WORDS[i - 1]}} != -- ]]; then
-        _{name} "$@"
+        # bash takes --option=word for three words.
+        if [[ $2 == "=" ]]; then
+            _{name} "$1" "" "$3"
+        elif [[ $3 == "=" ]]; then
+            _{name} "$1" "$2" "${{COMP_WORDS[COMP_CWORD - 2]}}"
+        else
+            _{name} "$@"
+        fi
     elif declare -F _comp_command_offset >/dev/null; then
         _comp_command_offset "$i"
     elif declare -F _command_offset >/dev/null; then
@@ -130,9 +162,31 @@ complete -F _{name}_or_command -o bashdefault -o default {name}
 "#,
             options.join("|")
         ),
+        // A "--" before these, as nice(1) has it, would be one of them; they begin with a short one, since that function takes
+        // long ones at the beginning for its own.
         Shell::Fish => format!(
-            "\n# What follows the options is a command line of its own.\n\
-             complete -c {name} -x -a '(__fish_complete_subcommand -- {})'\n",
+            r#"
+# Whether the command has not come yet.
+function __fish_{name}_options
+    set -l words (commandline -opc)
+    while set -q words[2]
+        set -e words[1]
+        switch $words[1]
+            case --
+                return 1
+            case {0}
+                set -q words[2]; and set -e words[1]
+            case '-*'
+            case '*'
+                return 1
+        end
+    end
+    return 0
+end
+
+# What follows the options is a command line of its own.
+complete -c {name} -x -a '(__fish_complete_subcommand {0})'
+"#,
             options.join(" ")
         ),
         // clap_complete does it there.

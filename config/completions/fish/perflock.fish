@@ -1,39 +1,63 @@
-complete -c perflock -s w -l wait -l timeout -d 'Give up after waiting this long, with exit code 75 or -E\'s' -r
-complete -c perflock -s E -l conflict-exit-code -d 'The exit code when the lock was not obtained' -r
-complete -c perflock -s m -l message -d 'A note for the others, shown by wholock' -r
-complete -c perflock -l time-limit -d 'End the command after this long, with exit code 124' -r
-complete -c perflock -l grace -d 'Time between TERM and KILL for members of the job that outlive the command [default: 10s]' -r
-complete -c perflock -l leftovers -d 'What to do with members that outlive the command: kill them, or wait for them [default: kill]' -r
-complete -c perflock -l cgroup -d 'The job\'s cgroup: the best there is, a real one or fail, or none [default: auto]' -r
-complete -c perflock -l escapes -d 'What the command started outside of its cgroup: look for it and name it, or do not look [default: warn]' -r
-complete -c perflock -l cpus -d 'Run on these processors: 0-3,8 or node0 or all' -r
-complete -c perflock -l mems -d 'Use the memory of these nodes [default: those of the processors]' -r
-complete -c perflock -l cores -d 'Run on so many whole cores, near each other, one processor of each; shared jobs get cores that no other such job has' -r
-complete -c perflock -l pin -d 'How it is kept there: the best there is, by a cpuset or fail, or by affinity, which it can change [default: auto]' -r
-complete -c perflock -l memory -d 'The most memory that the job may have, swap included: 512M, 2G, 1.5GiB; at its limit the kernel kills a process of it' -r
-complete -c perflock -l pids -d 'The most processes and threads that the job may have at a time; at its limit forks fail in it' -r
-complete -c perflock -l report-file -d 'Write the same to a file, as JSON' -r -F
-complete -c perflock -l lock -d 'The lock file; the queue is PATH.d [default: /run/perflock]' -r -F
-complete -c perflock -l tame -d 'With --setup: let services of the machine\'s own run under pls: apt-daily, updatedb, or any by its name' -r
-complete -c perflock -l cancel -d 'End a job: it leaves the queue, or is sent TERM and after --grace KILL' -r
-complete -c perflock -l group -d 'With --setup: only this group may use the lock' -r
-complete -c perflock -l config -d 'Read this configuration file instead of /etc/perflock.toml and your own' -r -F
-complete -c perflock -s s -l shared -d 'Share the machine with other shared jobs (what pls does)'
-complete -c perflock -s x -l exclusive -d 'Have the machine alone (what perflock does)'
-complete -c perflock -s n -l nonblock -l nb -d 'Fail instead of waiting, with exit code 75 or -E\'s'
-complete -c perflock -l smt -d 'With --cores: use every thread of each core'
-complete -c perflock -l isolated -d 'Keep everybody else off the job\'s processors, the kernel\'s load balancing too (root)'
-complete -c perflock -l report -d 'Afterwards tell all that is known of the run, on stderr'
-complete -c perflock -l private -d 'Use a lock of your own: only your jobs exclude each other'
-complete -c perflock -l setup -d 'Set this machine up: create the lock file and the queue directory, now and at every boot, and let users\' jobs have cpusets'
-complete -c perflock -l undo -d 'Take away what --setup made, if nobody holds the machine or waits for it'
-complete -c perflock -l dry-run -d 'With --setup or --undo: say what would be done, and do nothing'
-complete -c perflock -l check -d 'Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1'
-complete -c perflock -l json -d 'With --check: print it as JSON'
-complete -c perflock -s v -l verbose -d 'Say what is done, and how'
-complete -c perflock -s q -l quiet -d 'Say only what is wrong'
-complete -c perflock -s h -l help -d 'Print help'
-complete -c perflock -s V -l version -d 'Print version'
+complete -c perflock -n __fish_perflock_options -s w -l wait -l timeout -d 'Give up after waiting this long, with exit code 75 or -E\'s' -r -f
+complete -c perflock -n __fish_perflock_options -s E -l conflict-exit-code -d 'The exit code when the lock was not obtained' -r -f
+complete -c perflock -n __fish_perflock_options -s m -l message -d 'A note for the others, shown by wholock' -r -f
+complete -c perflock -n __fish_perflock_options -l time-limit -d 'End the command after this long, with exit code 124' -r -f
+complete -c perflock -n __fish_perflock_options -l grace -d 'Time between TERM and KILL for members of the job that outlive the command [default: 10s]' -r -f
+complete -c perflock -n __fish_perflock_options -l leftovers -d 'What to do with members that outlive the command: kill them, or wait for them [default: kill]' -r -f -a "kill\t''
+wait\t''"
+complete -c perflock -n __fish_perflock_options -l cgroup -d 'The job\'s cgroup: the best there is, a real one or fail, or none [default: auto]' -r -f -a "auto\t''
+required\t''
+none\t''"
+complete -c perflock -n __fish_perflock_options -l escapes -d 'What the command started outside of its cgroup: look for it and name it, or do not look [default: warn]' -r -f -a "warn\t''
+ignore\t''"
+complete -c perflock -n __fish_perflock_options -l cpus -d 'Run on these processors: 0-3,8 or node0 or all' -r -f
+complete -c perflock -n __fish_perflock_options -l mems -d 'Use the memory of these nodes [default: those of the processors]' -r -f
+complete -c perflock -n __fish_perflock_options -l cores -d 'Run on so many whole cores, near each other, one processor of each; shared jobs get cores that no other such job has' -r -f
+complete -c perflock -n __fish_perflock_options -l pin -d 'How it is kept there: the best there is, by a cpuset or fail, or by affinity, which it can change [default: auto]' -r -f -a "auto\t''
+hard\t''
+soft\t''"
+complete -c perflock -n __fish_perflock_options -l memory -d 'The most memory that the job may have, swap included: 512M, 2G, 1.5GiB; at its limit the kernel kills a process of it' -r -f
+complete -c perflock -n __fish_perflock_options -l pids -d 'The most processes and threads that the job may have at a time; at its limit forks fail in it' -r -f
+complete -c perflock -n __fish_perflock_options -l report-file -d 'Write the same to a file, as JSON' -r -F
+complete -c perflock -n __fish_perflock_options -l lock -d 'The lock file; the queue is PATH.d [default: /run/perflock]' -r -F
+complete -c perflock -n __fish_perflock_options -l tame -d 'With --setup: let services of the machine\'s own run under pls: apt-daily, updatedb, or any by its name' -r -f
+complete -c perflock -n __fish_perflock_options -l cancel -d 'End a job: it leaves the queue, or is sent TERM and after --grace KILL' -r -f
+complete -c perflock -n __fish_perflock_options -l group -d 'With --setup: only this group may use the lock' -r -f
+complete -c perflock -n __fish_perflock_options -l config -d 'Read this configuration file instead of /etc/perflock.toml and your own' -r -F
+complete -c perflock -n __fish_perflock_options -s s -l shared -d 'Share the machine with other shared jobs (what pls does)'
+complete -c perflock -n __fish_perflock_options -s x -l exclusive -d 'Have the machine alone (what perflock does)'
+complete -c perflock -n __fish_perflock_options -s n -l nonblock -l nb -d 'Fail instead of waiting, with exit code 75 or -E\'s'
+complete -c perflock -n __fish_perflock_options -l smt -d 'With --cores: use every thread of each core'
+complete -c perflock -n __fish_perflock_options -l isolated -d 'Keep everybody else off the job\'s processors, the kernel\'s load balancing too (root)'
+complete -c perflock -n __fish_perflock_options -l report -d 'Afterwards tell all that is known of the run, on stderr'
+complete -c perflock -n __fish_perflock_options -l private -d 'Use a lock of your own: only your jobs exclude each other'
+complete -c perflock -n __fish_perflock_options -l setup -d 'Set this machine up: create the lock file and the queue directory, now and at every boot, and let users\' jobs have cpusets'
+complete -c perflock -n __fish_perflock_options -l undo -d 'Take away what --setup made, if nobody holds the machine or waits for it'
+complete -c perflock -n __fish_perflock_options -l dry-run -d 'With --setup or --undo: say what would be done, and do nothing'
+complete -c perflock -n __fish_perflock_options -l check -d 'Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1'
+complete -c perflock -n __fish_perflock_options -l json -d 'With --check: print it as JSON'
+complete -c perflock -n __fish_perflock_options -s v -l verbose -d 'Say what is done, and how'
+complete -c perflock -n __fish_perflock_options -s q -l quiet -d 'Say only what is wrong'
+complete -c perflock -n __fish_perflock_options -s h -l help -d 'Print help'
+complete -c perflock -n __fish_perflock_options -s V -l version -d 'Print version'
+
+# Whether the command has not come yet.
+function __fish_perflock_options
+    set -l words (commandline -opc)
+    while set -q words[2]
+        set -e words[1]
+        switch $words[1]
+            case --
+                return 1
+            case -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config
+                set -q words[2]; and set -e words[1]
+            case '-*'
+            case '*'
+                return 1
+        end
+    end
+    return 0
+end
 
 # What follows the options is a command line of its own.
-complete -c perflock -x -a '(__fish_complete_subcommand -- -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config)'
+complete -c perflock -x -a '(__fish_complete_subcommand -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config)'

@@ -1,7 +1,7 @@
 complete -c wholock -l lock -d 'The lock file [default: /run/perflock]' -r -F
-complete -c wholock -l pid -d 'Tell whose job this process belongs to' -r
-complete -c wholock -l watch -d 'Show it live, anew every so many seconds [default: 2]' -r
-complete -c wholock -l sample -d 'How long to watch for the CPU NOW column and for what is used outside of jobs; 0 leaves both out [default: 200ms]' -r
+complete -c wholock -l pid -d 'Tell whose job this process belongs to' -r -f
+complete -c wholock -l watch -d 'Show it live, anew every so many seconds [default: 2]' -r -f
+complete -c wholock -l sample -d 'How long to watch for the CPU NOW column and for what is used outside of jobs; 0 leaves both out [default: 200ms]' -r -f
 complete -c wholock -l config -d 'Read this configuration file instead of /etc/perflock.toml and your own' -r -F
 complete -c wholock -l private -d 'Look at your own lock (perflock --private)'
 complete -c wholock -l json -d 'Print everything as JSON, with every counter that the kernel keeps'
