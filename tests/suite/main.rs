@@ -24,6 +24,7 @@ mod leaving;
 mod liars;
 mod limits;
 mod load;
+mod manuals;
 mod namespaces;
 mod neighbours;
 mod nested;

@@ -8,14 +8,7 @@ use std::process::ExitCode;
 use clap::{Arg, Command, ValueHint};
 use clap_complete::Shell;
 
-use crate::{Failure, top};
-
-/// Sections that the command lines do not know: the program, and what follows its options, in roff's man macros.
-const SECTIONS: [(&str, &str); 3] = [
-    ("perflock", include_str!("../man/perflock.roff")),
-    ("pls", include_str!("../man/perflock.roff")),
-    ("wholock", include_str!("../man/wholock.roff")),
-];
+use crate::{Failure, manual, top};
 
 /// Makes all of it, or with `--check` compares.
 ///
@@ -28,7 +21,7 @@ pub(crate) fn assets(arguments: &[String]) -> Result<ExitCode, Failure> {
         _ => return Err("usage: cargo xtask assets [--check]".to_owned()),
     };
     let mut stale = Vec::new();
-    for (path, text) in made() {
+    for (path, text) in made()? {
         let shown = path.display().to_string();
         let path = top().join(&path);
         if check {
@@ -48,11 +41,11 @@ pub(crate) fn assets(arguments: &[String]) -> Result<ExitCode, Failure> {
 }
 
 /// Every file, by its path in the repository.
-fn made() -> Vec<(PathBuf, String)> {
-    let mut files = Vec::new();
+fn made() -> Result<Vec<(PathBuf, String)>, Failure> {
+    let mut files = vec![("config/man/perflock.toml.5".into(), manual::of_configuration()?)];
     for command in perflock::cli::commands() {
         let name = command.get_name().to_owned();
-        files.push((format!("config/man/{name}.1").into(), manual(&command, &name)));
+        files.push((format!("config/man/{name}.1").into(), manual::of_program(&command)?));
         for (shell, directory, file) in [
             (Shell::Bash, "bash", name.clone()),
             (Shell::Zsh, "zsh", format!("_{name}")),
@@ -74,7 +67,7 @@ fn made() -> Vec<(PathBuf, String)> {
             files.push((format!("config/completions/{directory}/{file}").into(), text));
         }
     }
-    files
+    Ok(files)
 }
 
 /// The command line with what its options can be given, for shells: the program reads the words by functions of its own, which
@@ -93,22 +86,6 @@ fn with_words(command: &Command) -> Command {
             arg
         }
     })
-}
-
-/// A manual page.
-fn manual(command: &Command, name: &str) -> String {
-    let page = clap_mangen::Man::new(command.clone());
-    let mut text = Vec::new();
-    // No date: the page would change with the day it is made on.
-    let version = command.get_version().unwrap_or_default();
-    text.extend(format!(".TH {} 1 \"\" \"perflock {version}\" \"User Commands\"\n", name.to_uppercase()).bytes());
-    let written = page
-        .render_name_section(&mut text)
-        .and_then(|()| page.render_synopsis_section(&mut text))
-        .and_then(|()| page.render_options_section(&mut text));
-    written.expect("a buffer takes everything");
-    let sections = SECTIONS.iter().find(|(program, _)| *program == name).map_or("", |(_, text)| text);
-    format!("{}{sections}", String::from_utf8(text).expect("a page is text"))
 }
 
 /// The options that take a word of their own, `-w` and `--wait`.

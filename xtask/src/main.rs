@@ -7,6 +7,7 @@ mod assets;
 mod bench;
 mod capture;
 mod check;
+mod manual;
 mod room;
 mod soak;
 mod v1;
