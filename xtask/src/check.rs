@@ -114,7 +114,7 @@ fn step(position: &str, arguments: &[&str]) -> Result<(), Failure> {
 }
 
 /// `None` if the tool can be run.
-fn how_to_install(tool: &str, version: &str) -> Option<String> {
+pub(crate) fn how_to_install(tool: &str, version: &str) -> Option<String> {
     let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     match found {
         Ok(status) if status.success() => None,

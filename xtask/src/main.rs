@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `assets` makes manual pages and
-//! completions, `bench` measures what perflock costs, `soak` stresses it, `capture` puts what it shows into the README.
+//! completions, `package` makes packages, `bench` measures what perflock costs, `soak` stresses it, `capture` puts what it
+//! shows into the README.
 // A developer's command line tool: its output goes to the terminal and nowhere else.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -8,6 +9,7 @@ mod bench;
 mod capture;
 mod check;
 mod manual;
+mod package;
 mod room;
 mod soak;
 mod v1;
@@ -21,6 +23,11 @@ usage: cargo xtask check
            what CI runs: format, current assets, clippy, licences and bans, unused dependencies, tests, a short soak
        cargo xtask assets [--check]
            makes manual pages and completions, in config; or says whether those that are there are current
+       cargo xtask package [OPTION]...
+           the .deb and the .rpm of the last commit, from a tree that has nothing else; needs cargo-deb and cargo-generate-rpm
+           --profile NAME         how the programs are built [default: release]
+           --deb-version VERSION  another than Cargo.toml's
+           --out DIR              where they are put [default: target/packages]
        cargo xtask bench [start|queue|release|bomb|escapes|wholock|idle|usage|pins]... [OPTION]...
            what perflock costs, as interleaved pairs; without a name: everything
            --pairs N      rounds per measurement [default: 100; queue and usage's jobs: N/20, bomb: N/10, release
@@ -53,6 +60,7 @@ fn main() -> ExitCode {
         "check" if rest.is_empty() => check::check(),
         "assets" => assets::assets(rest),
         "bench" => bench::bench(rest),
+        "package" => package::package(rest),
         "soak" => soak::soak(rest),
         "capture" => capture::capture(rest),
         "help" | "--help" | "-h" => {
