@@ -128,14 +128,10 @@ pub fn is_spent(seen: &Seen, record: &Record, boot: &str, proc: &Proc, mountinfo
     }
 }
 
-/// The inode number of the first pid namespace, in which every process can be seen: `PROC_PID_INIT_INO`, linux/proc_ns.h.
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
 /// Whether a pid namespace has no process left, as that of a container that ended. A job's processes are in its supervisor's or in
 /// one below, which ends with it. Only root on the host sees them all; false means unknown.
 fn is_empty_namespace(namespace: u64, proc: &Proc) -> bool {
-    let sees_all =
-        rustix::process::geteuid().is_root() && proc.own_namespace("pid").is_ok_and(|own| own == FIRST_PID_NAMESPACE);
+    let sees_all = rustix::process::geteuid().is_root() && proc.sees_every_pid_namespace();
     // One that is gone is in none; one that is not shown to us may be in any. Init is in the first, and may be hidden.
     let is_in_it = |&pid: &i32| match proc.namespace(pid, "pid") {
         // One that nobody has waited for yet is dead, but has not left.

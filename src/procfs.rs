@@ -82,6 +82,9 @@ impl Default for Proc {
     }
 }
 
+/// The inode of the pid namespace that every other is inside of: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
+
 impl Proc {
     /// A proc tree at `root`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
@@ -197,6 +200,11 @@ impl Proc {
     /// The process is gone, or not ours to look into.
     pub fn namespace(&self, pid: i32, kind: &str) -> io::Result<u64> {
         Ok(fs::metadata(self.file(pid, "ns").join(kind))?.ino())
+    }
+
+    /// Whether every process of the machine is in our pid namespace or in one below, where we have a number for it.
+    pub fn sees_every_pid_namespace(&self) -> bool {
+        self.own_namespace("pid").is_ok_and(|namespace| namespace == INITIAL_PID_NAMESPACE)
     }
 
     /// Every flock(2) lock on the file `dev`, `inode`, held or waited for: `/proc/locks`.

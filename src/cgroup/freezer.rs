@@ -95,15 +95,12 @@ fn freezing(location: &Location) -> Vec<PathBuf> {
 /// Thaws a group if every process in it and below it is a member of the job. Whether that was done.
 fn thaw_group(group: &Path, job: &dyn JobGroup, proc: &Proc) -> bool {
     // Elsewhere, processes of other pid namespaces are left out of what is listed.
-    if !proc.own_namespace("pid").is_ok_and(|namespace| namespace == INITIAL_PID_NAMESPACE) {
+    if !proc.sees_every_pid_namespace() {
         return false;
     }
     let Ok(inside) = processes_below(group) else { return false };
     is_only(&inside, job.members()) && fs::write(group.join("freezer.state"), "THAWED").is_ok()
 }
-
-/// The inode of the pid namespace that every other is inside of: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
 /// Whether there are processes, and all of them are members.
 fn is_only(inside: &[i32], mut members: Vec<i32>) -> bool {
