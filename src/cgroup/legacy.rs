@@ -32,7 +32,7 @@ use rustix::process::Signal;
 
 use super::detect::{Machine, Refusal};
 use super::v2::{self, Location};
-use super::{Backend, GroupError, JobGroup, Maker, Place, Population, Usage, open_pidfd, signal_members, v1};
+use super::{Backend, GroupError, JobGroup, Maker, Place, Population, Usage, open_pidfd, signal_members, stop_all, v1};
 use crate::error::FileError;
 use crate::fork;
 use crate::procfs::{self, Proc};
@@ -48,9 +48,6 @@ const FREEZES_WITHIN: Duration = Duration::from_millis(500);
 
 /// First and longest pause between two looks whether it is.
 const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
-
-/// How often members are stopped before those that were found are killed.
-const STOP_ROUNDS: usize = 8;
 
 /// A group in the hierarchy that tells who is a member, and the one in cpuacct that counts beside it: those of a job, or those
 /// below which they are made.
@@ -404,15 +401,7 @@ impl JobGroup for Group {
                 return thawed;
             }
         }
-        // Stopped processes do not fork: once a look finds nobody new, killing misses nobody.
-        let mut stopped = 0;
-        for _ in 0..STOP_ROUNDS {
-            let found = self.signal(Signal::STOP);
-            if found <= stopped {
-                break;
-            }
-            stopped = found;
-        }
+        stop_all(|| self.signal(Signal::STOP));
         self.signal(Signal::KILL);
         Ok(())
     }

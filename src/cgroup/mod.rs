@@ -298,6 +298,22 @@ pub fn signal_members(group: &dyn JobGroup, pids: &[i32], signal: Signal) -> usi
     batches.map(|batch| OpenedMembers::open(group, batch).send(signal)).sum()
 }
 
+/// How often members are stopped before those that were found are killed.
+const STOP_ROUNDS: usize = 8;
+
+/// Stops members until nobody new is found; `stop` stops those that it finds, and returns how many they are. Stopped processes do
+/// not fork: whoever is killed after that, none is missed.
+fn stop_all(mut stop: impl FnMut() -> usize) {
+    let mut stopped = 0;
+    for _ in 0..STOP_ROUNDS {
+        let found = stop();
+        if found <= stopped {
+            break;
+        }
+        stopped = found;
+    }
+}
+
 /// Kills, by other means, members that have lived on for a while after [`JobGroup::kill`]. Returns those that are frozen by what
 /// is not ours to thaw.
 pub fn kill_survivors(group: &dyn JobGroup) -> Vec<Frozen> {

@@ -11,16 +11,13 @@ use std::path::Path;
 
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::{GroupError, JobGroup, Maker, Population, Usage, open_pidfd, signal_members};
+use super::{GroupError, JobGroup, Maker, Population, Usage, open_pidfd, signal_members, stop_all};
 use crate::child::{self, Children};
 use crate::error::FileError;
 use crate::procfs::{Proc, Stat};
 
 /// The environment variable that marks a member.
 pub const MARKER: &str = "PERFLOCK_MEMBER";
-
-/// How often the tree is walked to stop new children before what was found is killed.
-const STOP_ROUNDS: usize = 8;
 
 /// How often new processes are looked for while there are some that have the marker.
 const CHASES: usize = 1000;
@@ -208,16 +205,10 @@ impl JobGroup for Group {
         if self.supervisor != Some(std::process::id().cast_signed()) {
             self.stop_marked();
         }
-        // Stopped processes do not fork: once a walk finds nobody new, killing misses nobody.
-        let mut stopped = 0;
-        for _ in 0..STOP_ROUNDS {
+        stop_all(|| {
             self.stop_children();
-            let found = self.signal(Signal::STOP);
-            if found <= stopped {
-                break;
-            }
-            stopped = found;
-        }
+            self.signal(Signal::STOP)
+        });
         self.signal(Signal::KILL);
         Ok(())
     }

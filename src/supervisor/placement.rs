@@ -20,7 +20,8 @@ pub struct Placement<'a> {
 }
 
 impl Placement<'_> {
-    /// Joins its groups, the one first by which it is found. Returns an errno, or 0. Async-signal-safe: only system calls, and it allocates nothing.
+    /// Joins its groups, the one first by which it is found. Returns an errno, or 0. Async-signal-safe: only system calls, and it
+    /// allocates nothing.
     pub(super) fn join(&self) -> i32 {
         let groups = self.tracking.iter().chain(&self.groups).flatten();
         groups.map(|&tasks| fork::join(tasks)).find(|&errno| errno != 0).unwrap_or(0)
