@@ -154,10 +154,14 @@ pub fn lock_path(flag: Option<&PathBuf>, environment: &Environment, config: &Con
     std::path::absolute(&chosen).unwrap_or(chosen)
 }
 
+/// A program of ours, where this one is.
+pub fn program(name: &str) -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.join(name))
+}
+
 /// The command by which root sets a lock up. sudo(8) may look for programs elsewhere than we were found.
 pub fn setup_command(lock: &Path) -> String {
-    let program = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("perflock")));
-    let program = program.unwrap_or_else(|| PathBuf::from("perflock"));
+    let program = program("perflock").unwrap_or_else(|| PathBuf::from("perflock"));
     let word = |path: &Path| crate::text::command_line(&[path.display().to_string()]);
     let option = if lock == Path::new(LOCK) { String::new() } else { format!(" --lock {}", word(lock)) };
     format!("{} --setup{option}", word(&program))

@@ -9,7 +9,7 @@ use crate::exit::Ending;
 use crate::lock::undo::Undone;
 use crate::lock::{Ahead, Lock, LockError, Other, Seen, outsiders, setup};
 use crate::say::Say;
-use crate::settings::{LOCK, Settings};
+use crate::settings::{LOCK, Settings, program};
 use crate::setup::{Plan, Step, Wanted};
 use crate::{orphan, report, text};
 
@@ -34,7 +34,7 @@ pub(super) fn set_up(settings: &Settings, args: &RunArgs, is_named: bool, say: &
     }
     let plan = match is_the_machine_s {
         true => {
-            let pls = beside("pls");
+            let pls = program("pls").unwrap_or_else(|| PathBuf::from("/usr/bin/pls"));
             if !args.tame.is_empty() {
                 crate::setup::only_root_can_change(&pls).map_err(Error::Refused)?;
             }
@@ -67,29 +67,27 @@ pub(super) fn undo(settings: &Settings, dry_run: bool, is_named: bool, say: &Say
         Err(LockError::Missing(_)) => None,
         Err(error) => return Err(error.into()),
     };
-    if let Some(lock) = &lock {
-        let here = Here::look()?;
-        let mut spent =
-            |seen: &Seen, record: &_| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
-        let undone = match dry_run {
-            true => {
-                say.note(&format!("would remove {} and {}", lock.queue.path().display(), lock.file.path().display()));
-                None
-            }
-            false => Some(lock.take_away(&mut spent)?),
-        };
-        match undone {
-            Some(Undone::Busy(users)) => {
-                say.wrong(&format!("not undone: the machine is in use{}", in_use(lock, &users, &here)));
-                return Ok(Ending::Code(settings.conflict_exit_code));
-            }
-            Some(Undone::Gone(paths)) => {
-                for path in paths {
-                    say.note(&format!("removed {}", path.display()));
+    match &lock {
+        Some(lock) if dry_run => {
+            say.note(&format!("would remove {} and {}", lock.queue.path().display(), lock.file.path().display()));
+        }
+        Some(lock) => {
+            let here = Here::look()?;
+            let mut spent =
+                |seen: &Seen, record: &_| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
+            match lock.take_away(&mut spent)? {
+                Undone::Busy(users) => {
+                    say.wrong(&format!("not undone: the machine is in use{}", in_use(lock, &users, &here)));
+                    return Ok(Ending::Code(settings.conflict_exit_code));
+                }
+                Undone::Gone(paths) => {
+                    for path in paths {
+                        say.note(&format!("removed {}", path.display()));
+                    }
                 }
             }
-            None => {}
         }
+        None => {}
     }
     perform(&plan, dry_run, say)?;
     if lock.is_none() && plan.steps.is_empty() {
@@ -116,14 +114,12 @@ fn perform(plan: &Plan, dry_run: bool, say: &Say) -> Result<(), Error> {
         say.note(note);
     }
     for step in &plan.steps {
-        let (verb, what) = step.described();
         if dry_run {
-            say.note(&format!("would {verb} {what}"));
+            say.note(&step.planned());
             continue;
         }
         step.perform()?;
-        let done = if verb == "write" { "wrote" } else { "removed" };
-        say.note(&format!("{done} {what}"));
+        say.note(&step.done());
     }
     if !dry_run && plan.steps.iter().any(Step::is_unit) && Path::new("/run/systemd/system").is_dir() {
         let told = Command::new("systemctl").arg("daemon-reload").stdin(Stdio::null()).status();
@@ -134,10 +130,4 @@ fn perform(plan: &Plan, dry_run: bool, say: &Say) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// A program of ours, where this one is.
-fn beside(name: &str) -> PathBuf {
-    let own = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(name)));
-    own.unwrap_or_else(|| Path::new("/usr/bin").join(name))
 }

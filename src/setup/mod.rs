@@ -85,11 +85,20 @@ pub enum Step {
 }
 
 impl Step {
-    /// What is done, as a sentence fragment that begins with `write` or `remove`.
-    pub fn described(&self) -> (&'static str, String) {
+    /// What was done.
+    pub fn done(&self) -> String {
+        self.said("wrote", "removed")
+    }
+
+    /// What `--dry-run` says of it.
+    pub fn planned(&self) -> String {
+        self.said("would write", "would remove")
+    }
+
+    fn said(&self, write: &str, remove: &str) -> String {
         match self {
-            Self::Write { path, why, .. } => ("write", format!("{}: {why}", path.display())),
-            Self::Remove { path, .. } => ("remove", path.display().to_string()),
+            Self::Write { path, why, .. } => format!("{write} {}: {why}", path.display()),
+            Self::Remove { path, .. } => format!("{remove} {}", path.display()),
         }
     }
 

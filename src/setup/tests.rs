@@ -91,7 +91,7 @@ fn a_file_without_our_mark_is_left_alone() {
         }
         for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path())] {
             assert_eq!(plan.notes, [left_alone(&path)]);
-            assert!(plan.steps.iter().all(|step| !step.described().1.contains("tmpfiles")), "{plan:?}");
+            assert!(plan.steps.iter().all(|step| !step.planned().contains("tmpfiles")), "{plan:?}");
         }
     }
 }
