@@ -148,11 +148,12 @@ fn governors(policies: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    /// A captured machine: these files, by their paths.
+    pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);

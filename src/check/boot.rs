@@ -39,18 +39,9 @@ fn has_line(text: &str, kinds: &str, path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::tests::tree;
 
     const BOTH: &str = "# perflock\nf /run/perflock 0666 root root -\nd! /run/perflock.d 1777 root root -\n";
-
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        root
-    }
 
     #[test]
     fn what_is_made_at_boot_is_found_and_what_is_hidden_is_not() {

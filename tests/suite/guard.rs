@@ -40,15 +40,20 @@ pub(crate) fn members(world: &World) -> [i32; 2] {
     [pid_in(&world.path("child")), pid_in(&world.path("daemon"))]
 }
 
-#[test]
-fn when_the_supervisor_is_killed_the_guard_ends_the_job() {
-    needs!(V2, Program("perl"));
-    let world = World::new();
-    let running = stubborn(&world, "");
+/// Kills the supervisor of a job that ignores what can be ignored: its guard ends it.
+#[track_caller]
+pub(crate) fn assert_ended_by_its_guard(world: &World) {
+    let running = stubborn(world, "");
     running.signal(libc::SIGKILL);
     running.wait().dies_of(libc::SIGKILL).says("");
     world.wait_clean();
-    assert!(members(&world).iter().all(|&pid| !alive(pid)));
+    assert!(members(world).iter().all(|&pid| !alive(pid)));
+}
+
+#[test]
+fn when_the_supervisor_is_killed_the_guard_ends_the_job() {
+    needs!(V2, Program("perl"));
+    assert_ended_by_its_guard(&World::new());
 }
 
 #[test]
