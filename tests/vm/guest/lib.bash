@@ -98,6 +98,9 @@ watched() {
 says() { grep -qF -- "$2" "$dir/$1" || fail "$1 does not say: $2"; }
 silent() { [[ ! -s $dir/err ]] || fail 'something was said'; }
 
+# What a file's tests need before each of them: files that need something say so.
+before_each() { :; }
+
 # Runs every test of this file that the filter names, with a row for each: tests_of USER.
 tests_of() {
     local user=$1 name tests=() word start number=0
@@ -118,7 +121,7 @@ tests_of() {
         export PERFLOCK_LOCK=$dir/lock
         install -m 0666 /dev/null "$PERFLOCK_LOCK"
         install -d -m 1777 "$PERFLOCK_LOCK.d"
-        if (set -eE; trap 'echo "line $LINENO: $BASH_COMMAND" >>"$dir/trace"' ERR; "test_$name") >"$dir/log" 2>&1; then
+        if (set -eE; trap 'echo "line $LINENO: $BASH_COMMAND" >>"$dir/trace"' ERR; before_each; "test_$name") >"$dir/log" 2>&1; then
             grep '^numbers:' "$dir/log"
             echo "ROW $user $user::$name ok"
         else
