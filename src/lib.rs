@@ -129,6 +129,7 @@ pub mod machine;
 mod mask;
 pub mod nested;
 pub mod orphan;
+mod pages;
 pub mod pin;
 pub mod poll;
 pub mod procfs;

@@ -158,6 +158,7 @@ impl Helper<'_, '_> {
 }
 
 fn poll_for(helpers: &[Helper<'_, '_>], interrupt: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Slept> {
+    crate::pages::let_go();
     loop {
         let done = helpers.iter().map(|helper| PollFd::new(helper.done.as_fd(), PollFlags::POLLIN));
         let mut fds: Vec<PollFd<'_>> = [PollFd::new(interrupt, PollFlags::POLLIN)].into_iter().chain(done).collect();

@@ -279,6 +279,7 @@ impl Overdue<'_> {
 }
 
 fn watch(supervisor: BorrowedFd<'_>, term: Option<&SignalFd>, mut overdue: Option<Overdue<'_>>) -> End {
+    crate::pages::let_go();
     loop {
         let mut fds = vec![PollFd::new(supervisor, PollFlags::POLLIN)];
         fds.extend(term.map(|term| PollFd::new(term.as_fd(), PollFlags::POLLIN)));

@@ -164,6 +164,7 @@ impl Supervisor<'_> {
         let mut looks = Looks::default();
         let mut stops = Some(Stops::hold(self.nested)?);
         Step::Running.reached();
+        crate::pages::let_go();
         loop {
             // Before the first sleep as well: it may have stopped already. What ends the job must not stop on the way.
             if let Some(stops) = stops.as_mut().filter(|_| machine.runs()) {
