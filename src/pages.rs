@@ -63,9 +63,13 @@ mod tests {
         };
         let before = sum();
         let (_, mapped) = code();
-        super::let_go();
-        let (_, left) = code();
-        assert!(left < mapped / 2, "{left} KiB of {mapped} are mapped");
+        // Other tests of this process run meanwhile, and have pages mapped again.
+        let least = (0..100).map(|_| {
+            super::let_go();
+            code().1
+        });
+        let least = least.min().unwrap();
+        assert!(least < mapped / 2, "{least} KiB of {mapped} are mapped");
         assert_eq!((sum(), *WRITTEN.lock().unwrap()), (before, 2));
     }
 }

@@ -52,10 +52,12 @@ fn what_is_written_is_written_once_and_undone() {
         "etc/tmpfiles.d/perflock.conf",
     ];
     assert_eq!(files(root.path()), all);
-    for (file, packaged) in [(all[0], "apt-daily.service.d"), (all[1], "user@.service.d")] {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd").join(packaged).join("perflock.conf");
-        let expected = marked(&fs::read_to_string(source).unwrap());
-        assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), expected);
+    let packaged = [
+        include_str!("../../config/systemd/apt-daily.service.d/perflock.conf"),
+        include_str!("../../config/systemd/user@.service.d/perflock.conf"),
+    ];
+    for (file, packaged) in all.iter().zip(packaged) {
+        assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), marked(packaged));
     }
     assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
     // Others' files in the same directories stay, with the directories.
