@@ -14,7 +14,7 @@ use crate::job::Mode;
 /// What became of it.
 #[derive(Debug)]
 pub enum Undone {
-    /// Both are gone: the directory, then the lock file.
+    /// Both are gone, or would be: the directory, then the lock file.
     Gone([PathBuf; 2]),
     /// Somebody has the machine or waits for it, or something of a dead job is left: these tickets; none where an outsider has
     /// the lock, or somebody is just joining. Nothing was changed.
@@ -24,10 +24,11 @@ pub enum Undone {
 impl Lock {
     /// Removes the queue and the lock file, if nobody uses them: both are locked first, so that nobody comes in between. Who has
     /// opened them before finds that they are gone, as after any removal. `spent` is asked whether nothing is left of a dead job.
+    /// With `dry_run` all of that but the removal.
     ///
     /// # Errors
     /// Not permitted, or the directory has files in it that are not perflock's.
-    pub fn take_away(&self, spent: &mut dyn FnMut(&Seen, &Record) -> bool) -> Result<Undone, LockError> {
+    pub fn take_away(&self, dry_run: bool, spent: &mut dyn FnMut(&Seen, &Record) -> bool) -> Result<Undone, LockError> {
         let directory = self.queue.path();
         match rustix::fs::flock(&self.queue, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -42,13 +43,15 @@ impl Lock {
         if !free || !users.is_empty() {
             return Ok(Undone::Busy(users));
         }
-        for entry in entries {
-            let path = directory.join(file_name(entry));
-            fs::remove_file(&path).map_err(FileError::on("remove", &path))?;
-        }
-        fs::remove_dir(directory).map_err(FileError::on("remove", directory))?;
         let file = self.file.path();
-        fs::remove_file(file).map_err(FileError::on("remove", file))?;
+        if !dry_run {
+            for entry in entries {
+                let path = directory.join(file_name(entry));
+                fs::remove_file(&path).map_err(FileError::on("remove", &path))?;
+            }
+            fs::remove_dir(directory).map_err(FileError::on("remove", directory))?;
+            fs::remove_file(file).map_err(FileError::on("remove", file))?;
+        }
         Ok(Undone::Gone([directory.to_owned(), file.to_owned()]))
     }
 }

@@ -67,27 +67,24 @@ pub(super) fn undo(settings: &Settings, dry_run: bool, is_named: bool, say: &Say
         Err(LockError::Missing(_)) => None,
         Err(error) => return Err(error.into()),
     };
-    match &lock {
-        Some(lock) if dry_run => {
-            say.note(&format!("would remove {} and {}", lock.queue.path().display(), lock.file.path().display()));
-        }
-        Some(lock) => {
-            let here = Here::look()?;
-            let mut spent =
-                |seen: &Seen, record: &_| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
-            match lock.take_away(&mut spent)? {
-                Undone::Busy(users) => {
-                    say.wrong(&format!("not undone: the machine is in use{}", in_use(lock, &users, &here)));
-                    return Ok(Ending::Code(settings.conflict_exit_code));
-                }
-                Undone::Gone(paths) => {
-                    for path in paths {
-                        say.note(&format!("removed {}", path.display()));
-                    }
+    if let Some(lock) = &lock {
+        let here = Here::look()?;
+        let mut spent =
+            |seen: &Seen, record: &_| orphan::is_spent(seen, record, &here.boot, &here.proc, &here.mountinfo);
+        match lock.take_away(dry_run, &mut spent)? {
+            Undone::Busy(users) => {
+                let in_use = in_use(lock, &users, &here);
+                let not_undone = if dry_run { "would not be undone now" } else { "not undone" };
+                say.wrong(&format!("{not_undone}: the machine is in use{in_use}"));
+                return Ok(Ending::Code(settings.conflict_exit_code));
+            }
+            Undone::Gone(paths) => {
+                let removed = if dry_run { "would remove" } else { "removed" };
+                for path in paths {
+                    say.note(&format!("{removed} {}", path.display()));
                 }
             }
         }
-        None => {}
     }
     perform(&plan, dry_run, say)?;
     if lock.is_none() && plan.steps.is_empty() {

@@ -59,7 +59,7 @@ fn a_machine_is_set_up_once_and_undone() {
         "perflock: created /run/perflock.d (mode 1777)\nperflock: created /run/perflock (mode 0666)\n".to_owned(),
         lines(steps, "wrote"),
         "perflock: /run/perflock is already set up; nothing was changed\n".to_owned(),
-        "perflock: would remove /run/perflock.d and /run/perflock\n".to_owned(),
+        "perflock: would remove /run/perflock.d\nperflock: would remove /run/perflock\n".to_owned(),
         lines(removed, "would remove"),
         "perflock: removed /run/perflock.d\nperflock: removed /run/perflock\n".to_owned(),
         lines(removed, "removed"),
@@ -124,6 +124,8 @@ fn nothing_is_undone_while_somebody_uses_the_machine() {
     let holder = world.holder("pls");
     let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
     undo().exits(75).mentions(&format!("perflock: not undone: the machine is in use by 1 job; {user} runs sh -c "));
+    let tried = world.cmd("perflock --undo --dry-run").run().exits(75);
+    tried.mentions(&format!("perflock: would not be undone now: the machine is in use by 1 job; {user} runs sh -c "));
     holder.signal(libc::SIGTERM);
     holder.wait().dies_of(libc::SIGTERM);
 
@@ -151,6 +153,10 @@ fn a_lock_of_one_s_own_is_undone_with_what_the_dead_left() {
     assert_eq!(world.tickets(), ["2.x"]);
     let (lock, queue) = (world.lock(), world.queue());
     let said = format!("perflock: removed {}\nperflock: removed {}\n", queue.display(), lock.display());
+    let would = said.replace("removed", "would remove");
+    world.cmd("perflock --undo --dry-run").run().exits(0).prints("").says(&would);
+    assert!(lock.exists());
+    assert_eq!(world.tickets(), ["2.x"]);
     world.cmd("perflock --undo").run().exits(0).prints("").says(&said);
     assert!(!lock.exists() && !queue.exists());
     // As it was, for the world's own end.
