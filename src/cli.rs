@@ -1,11 +1,11 @@
 //! What was typed. No I/O; usage errors come back as text for the one place that prints.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, ValueHint};
+use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, ValueHint};
 
 use crate::cgroup::Choice;
 use crate::escape;
@@ -105,7 +105,17 @@ pub struct RunArgs {
     /// Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1
     #[arg(long, conflicts_with_all = ["setup", "undo", "cancel", "command"])]
     pub check: bool,
-    /// With --check: print it as JSON
+    /// Tell what differed between two runs, by the reports that --report-file wrote (- is stdin); exits with 0 if the conditions were the same, else 1
+    #[arg(
+        long,
+        value_names = ["A", "B"],
+        num_args = 2,
+        action = ArgAction::Set,
+        value_hint = ValueHint::FilePath,
+        conflicts_with_all = ["setup", "undo", "cancel", "check", "command"]
+    )]
+    pub diff: Vec<PathBuf>,
+    /// With --check or --diff: print it as JSON
     #[arg(long)]
     pub json: bool,
     /// With --setup: only this group may use the lock
@@ -123,6 +133,16 @@ pub struct RunArgs {
     /// The command to run, with its arguments
     #[arg(value_name = "COMMAND", trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// The two reports of `--diff`.
+    pub fn diffed(&self) -> Option<(&Path, &Path)> {
+        match &self.diff[..] {
+            [first, second] => Some((first, second)),
+            _ => None,
+        }
+    }
 }
 
 /// The command line of `wholock`.
@@ -234,10 +254,13 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.dry_run && !args.setup && !args.undo {
         return Err(Aside::Usage("--dry-run goes with --setup or --undo; a command is run or it is not".to_owned()));
     }
-    if args.json && !args.check {
+    if args.json && !args.check && args.diff.is_empty() {
         return Err(Aside::Usage(
-            "--json is how --check prints, and goes with that (a job's: --report-file)".to_owned(),
+            "--json is how --check and --diff print, and goes with those (a job's: --report-file)".to_owned(),
         ));
+    }
+    if args.diffed().is_some_and(|(first, second)| first == "-" && second == "-") {
+        return Err(Aside::Usage("--diff reads one of the two reports from stdin, not both".to_owned()));
     }
     let placed = args.cpus.is_some() || args.cores.is_some();
     if args.isolated && args.pin == Some(pin::Choice::Soft) {
@@ -252,7 +275,7 @@ pub fn parse_run(name: &'static str, mode: Mode, arguments: Vec<OsString>) -> Re
     if args.isolated && !placed {
         return Err(Aside::Usage("--isolated needs processors to isolate: --cpus LIST or --cores N".to_owned()));
     }
-    let aside = args.setup || args.undo || args.check || args.cancel.is_some();
+    let aside = args.setup || args.undo || args.check || args.cancel.is_some() || !args.diff.is_empty();
     if args.command.is_empty() && !aside {
         return Err(Aside::Usage(format!(
             "no command given\nusage: {name} [OPTIONS] [--] COMMAND [ARG]...   (more: {name} --help)"
@@ -347,6 +370,14 @@ mod tests {
     }
 
     #[test]
+    fn two_reports_are_compared_and_the_last_two_asked_for_win() {
+        let args = parse("--diff a - --json -q").unwrap();
+        assert_eq!(args.diffed(), Some((Path::new("a"), Path::new("-"))));
+        assert_eq!(parse("--diff a b --diff c d").unwrap().diffed(), Some((Path::new("c"), Path::new("d"))));
+        assert_eq!(parse("true").unwrap().diffed(), None);
+    }
+
+    #[test]
     fn misuse_is_told_in_one_go() {
         for line in [
             "",
@@ -366,6 +397,14 @@ mod tests {
             "--check --setup",
             "--check --undo",
             "--check --cancel 3",
+            "--diff",
+            "--diff a",
+            "--diff a b true",
+            "--diff a b --check",
+            "--diff a b --setup",
+            "--diff a b --cancel 3",
+            "--diff a b --undo",
+            "--diff - -",
             "--json true",
             "--json",
             "--group g true",

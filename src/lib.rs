@@ -56,7 +56,7 @@
 //!
 //! *The report* (`--report`) is gathered on the way by `run::account`, which the guard shares: if the supervisor was killed,
 //! the guard writes the file, after it has given the machine back. What has to be looked up is looked up then too, so that a
-//! report never lengthens the hold; only the group's counters must be read before the group is removed.
+//! report never lengthens the hold; only the group's counters must be read before the group is removed. [`diff`] reads what it left.
 //!
 //! Each of these steps has a name in [`step`]. A model made of them (`tests/model`) goes through every interleaving of a few
 //! jobs that are killed, cancelled and stopped; tests crash the program itself at each of them; and a soak
@@ -114,6 +114,7 @@ pub mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod diff;
 pub mod error;
 pub mod escape;
 pub mod exit;

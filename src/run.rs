@@ -26,6 +26,7 @@ use crate::cgroup::{self, Choice, Detected, GroupError, Place};
 use crate::check;
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
+use crate::diff;
 use crate::escape;
 use crate::exit::{self, Ending};
 use crate::job::{JobId, Mode};
@@ -152,6 +153,9 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
     let early = Say::new(name, if args.quiet { Verbosity::Quiet } else { Verbosity::Normal });
     if args.check {
         return check::run(args, mode, &early);
+    }
+    if let Some((first, second)) = args.diffed() {
+        return diff::run(first, second, args, &early);
     }
     let result = environment.configuration(args.config.as_ref()).map_err(Error::from).and_then(|(config, warnings)| {
         for warning in warnings {

@@ -20,7 +20,7 @@ use crate::pin::{CpuList, Partition, Strength};
 use crate::user;
 
 /// The version of the format.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// Everything that is known of one run when it is over.
 #[derive(Clone, Debug, Serialize)]

@@ -11,6 +11,7 @@ mod config;
 mod containers;
 #[cfg(feature = "crash-points")]
 mod crash_points;
+mod diff;
 mod escapes;
 mod fallback;
 mod guard;
