@@ -6,12 +6,15 @@ use crate::harness::{World, source, wait_until};
 use crate::needs;
 
 /// What is typed before the Tab, and the words of the line then. `zebra-stripes` is a command that its user's shell completes.
-const LINES: [(&str, &str); 7] = [
+const LINES: [(&str, &str); 9] = [
     ("pls --time-", "--time-limit"),
     ("perflock --leftovers w", "--leftovers wait"),
     // Words, not files.
     ("pls -w 5 --pin so", "-w 5 --pin soft"),
     ("perflock --report-file unusual-f", "--report-file unusual-file"),
+    // Both are files.
+    ("perflock --diff soft-t", "--diff soft-toy"),
+    ("perflock --diff soft-toy unusual-f", "--diff soft-toy unusual-file"),
     ("pls -w 5 zebra-s", "-w 5 zebra-stripes"),
     // Both have options that begin so.
     ("perflock zebra-stripes --lo", "zebra-stripes --loud"),

@@ -88,9 +88,10 @@ fn with_words(command: &Command) -> Command {
     })
 }
 
-/// The options that take a word of their own, `-w` and `--wait`.
-fn options_with_a_word(command: &Command) -> Vec<String> {
-    let takes = |arg: &&Arg| !arg.is_positional() && arg.get_action().takes_values();
+/// The options that take so many words of their own: `-w` and `--wait` one, `--diff` two.
+fn options_with_words(command: &Command, words: usize) -> Vec<String> {
+    let words_of = |arg: &Arg| arg.get_num_args().map_or(1, |range| range.max_values());
+    let takes = |arg: &&Arg| !arg.is_positional() && arg.get_action().takes_values() && words_of(arg) == words;
     let names = |arg: &Arg| {
         let short = arg.get_short_and_visible_aliases().into_iter().flatten().map(|name| format!("-{name}"));
         let long = arg.get_long_and_visible_aliases().into_iter().flatten().map(|name| format!("--{name}"));
@@ -101,22 +102,25 @@ fn options_with_a_word(command: &Command) -> Vec<String> {
 
 /// What makes a shell complete the command that is to be run, as it does behind nice(1).
 fn of_the_command(shell: Shell, command: &Command, name: &str) -> String {
-    let options = options_with_a_word(command);
+    let [options, with_two] = [1, 2].map(|words| options_with_words(command, words));
     match shell {
         Shell::Bash => format!(
             r#"
 # What follows the options is a command line of its own.
 _{name}_or_command() {{
-    local i=1
+    local i=1 files=0
     while ((i < COMP_CWORD)); do
         case ${{COMP_WORDS[i]}} in
             --) ((i += 1)); break ;;
-            {}) ((i += 2)); [[ ${{COMP_WORDS[i - 1]}} != "=" ]] || ((i += 1)) ;;
+            {0}) ((i += 2)); [[ ${{COMP_WORDS[i - 1]}} != "=" ]] || ((i += 1)) ;;
+            {1}) ((i += 3)); files=$((i > COMP_CWORD && i < COMP_CWORD + 3)) ;;
             -*) ((i += 1)) ;;
             *) break ;;
         esac
     done
-    if ((i > COMP_CWORD)) || [[ ${{COMP_WORDS[i]}} == -* && ${{COMP_WORDS[i - 1]}} != -- ]]; then
+    if ((files)); then
+        mapfile -t COMPREPLY < <(compgen -f -- "$2")
+    elif ((i > COMP_CWORD)) || [[ ${{COMP_WORDS[i]}} == -* && ${{COMP_WORDS[i - 1]}} != -- ]]; then
         # bash takes --option=word for three words.
         if [[ $2 == "=" ]]; then
             _{name} "$1" "" "$3"
@@ -137,7 +141,8 @@ _{name}_or_command() {{
 }}
 complete -F _{name}_or_command -o bashdefault -o default {name}
 "#,
-            options.join("|")
+            options.join("|"),
+            with_two.join("|")
         ),
         // A "--" before these, as nice(1) has it, would be one of them; they begin with a short one, since that function takes
         // long ones at the beginning for its own.
@@ -153,6 +158,9 @@ function __fish_{name}_options
                 return 1
             case {0}
                 set -q words[2]; and set -e words[1]
+            case {1}
+                set -e words[1]
+                set -q words[2]; and set -e words[1]
             case '-*'
             case '*'
                 return 1
@@ -161,10 +169,18 @@ function __fish_{name}_options
     return 0
 end
 
+# Whether this is the second file of two.
+function __fish_{name}_second
+    set -l words (commandline -opc)
+    contains -- "$words[-2]" {1}; and __fish_{name}_options
+end
+complete -c {name} -n __fish_{name}_second -F
+
 # What follows the options is a command line of its own.
-complete -c {name} -x -a '(__fish_complete_subcommand {0})'
+complete -c {name} -n 'not __fish_{name}_second' -x -a '(__fish_complete_subcommand {0})'
 "#,
-            options.join(" ")
+            options.join(" "),
+            with_two.join(" ")
         ),
         // clap_complete does it there.
         _ => String::new(),

@@ -22,6 +22,7 @@ complete -c perflock -n __fish_perflock_options -l report-file -d 'Write the sam
 complete -c perflock -n __fish_perflock_options -l lock -d 'The lock file; the queue is PATH.d [default: /run/perflock]' -r -F
 complete -c perflock -n __fish_perflock_options -l tame -d 'With --setup: let services of the machine\'s own run under pls: apt-daily, updatedb, or any by its name' -r -f
 complete -c perflock -n __fish_perflock_options -l cancel -d 'End a job: it leaves the queue, or is sent TERM and after --grace KILL' -r -f
+complete -c perflock -n __fish_perflock_options -l diff -d 'Tell what differed between two runs, by the reports that --report-file wrote (- is stdin); exits with 0 if the conditions were the same, else 1' -r -F
 complete -c perflock -n __fish_perflock_options -l group -d 'With --setup: only this group may use the lock' -r -f
 complete -c perflock -n __fish_perflock_options -l config -d 'Read this configuration file instead of /etc/perflock.toml and your own' -r -F
 complete -c perflock -n __fish_perflock_options -s s -l shared -d 'Share the machine with other shared jobs (what pls does)'
@@ -35,7 +36,7 @@ complete -c perflock -n __fish_perflock_options -l setup -d 'Set this machine up
 complete -c perflock -n __fish_perflock_options -l undo -d 'Take away what --setup made, if nobody holds the machine or waits for it'
 complete -c perflock -n __fish_perflock_options -l dry-run -d 'With --setup or --undo: say what would be done, and do nothing'
 complete -c perflock -n __fish_perflock_options -l check -d 'Tell what of perflock works here, what is lost where something does not, and what mends it; exits with 0 or 1'
-complete -c perflock -n __fish_perflock_options -l json -d 'With --check: print it as JSON'
+complete -c perflock -n __fish_perflock_options -l json -d 'With --check or --diff: print it as JSON'
 complete -c perflock -n __fish_perflock_options -s v -l verbose -d 'Say what is done, and how'
 complete -c perflock -n __fish_perflock_options -s q -l quiet -d 'Say only what is wrong'
 complete -c perflock -n __fish_perflock_options -s h -l help -d 'Print help'
@@ -51,6 +52,9 @@ function __fish_perflock_options
                 return 1
             case -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config
                 set -q words[2]; and set -e words[1]
+            case --diff
+                set -e words[1]
+                set -q words[2]; and set -e words[1]
             case '-*'
             case '*'
                 return 1
@@ -59,5 +63,12 @@ function __fish_perflock_options
     return 0
 end
 
+# Whether this is the second file of two.
+function __fish_perflock_second
+    set -l words (commandline -opc)
+    contains -- "$words[-2]" --diff; and __fish_perflock_options
+end
+complete -c perflock -n __fish_perflock_second -F
+
 # What follows the options is a command line of its own.
-complete -c perflock -x -a '(__fish_complete_subcommand -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config)'
+complete -c perflock -n 'not __fish_perflock_second' -x -a '(__fish_complete_subcommand -w --wait --timeout -E --conflict-exit-code -m --message --time-limit --grace --leftovers --cgroup --escapes --cpus --mems --cores --pin --memory --pids --report-file --lock --tame --cancel --group --config)'
