@@ -54,7 +54,7 @@ fn a_container_s_job_keeps_the_host_s_waiting() {
     holder.wait().dies_of(libc::SIGKILL);
     waiter.wait().exits(0).prints("after\n");
     world.cmd("perflock true").run().exits(0).says("");
-    world.assert_clean();
+    world.wait_clean();
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn containers_share_with_each_other_and_the_host() {
     contained(&world, "perflock --cgroup none -w 10 echo alone").run().exits(0).prints("alone\n");
     // Whoever sees that nothing is left of the containers, removes what their jobs left: root, on the host.
     world.cmd("perflock true").run().exits(0).says("");
-    world.assert_clean();
+    world.wait_clean();
 }
 
 /// As podman makes one for a plain user: its root is that user outside, and the host's root is nobody there.

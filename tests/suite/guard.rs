@@ -74,7 +74,7 @@ fn a_waiter_starts_only_when_the_job_of_a_killed_supervisor_is_dead() {
     let last = beats.lines().filter_map(|line| line.parse::<f64>().ok()).fold(0.0, f64::max);
     assert!(last < start, "a member was alive {} s after the next job's start", last - start);
     running.wait().dies_of(libc::SIGKILL);
-    world.assert_clean();
+    world.wait_clean();
     assert_eq!(world.read("beats"), beats);
 }
 

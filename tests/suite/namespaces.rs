@@ -30,7 +30,7 @@ fn a_job_of_another_pid_namespace_is_waited_for_and_shown() {
     holder.wait().dies_of(libc::SIGKILL);
     waiter.wait().exits(0).prints("after\n");
     world.cmd("perflock true").run().exits(0).says("");
-    world.assert_clean();
+    world.wait_clean();
 }
 
 #[test]

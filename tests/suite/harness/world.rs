@@ -263,7 +263,7 @@ impl World {
     }
 
     /// No member, no job group, no ticket, and the lock is free. Waits for none of it: a job that ended has left
-    /// nothing. Only systemd may take its time with the empty scope.
+    /// nothing, its guard least of all, which a supervisor waits for. Only systemd may take its time with the empty scope.
     #[track_caller]
     pub(crate) fn assert_clean(&self) {
         self.assert_no_job();
@@ -282,7 +282,8 @@ impl World {
         assert!(self.lock_is_free(), "the lock is held");
     }
 
-    /// Like [`World::assert_clean`], but after a job whose supervisor was killed: its guard needs a moment.
+    /// Like [`World::assert_clean`], but after a job whose supervisor was killed: nobody waits for its guard, which lets the lock
+    /// go before it has exited. One that stays is a failure here as well.
     #[track_caller]
     pub(crate) fn wait_clean(&self) {
         wait_until("everything is gone", || {

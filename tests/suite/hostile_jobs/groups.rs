@@ -106,7 +106,8 @@ fn a_process_that_moved_to_another_group_of_the_owner_s_is_left_alone() {
         outsider.signal(libc::SIGKILL);
         outsider.wait().dies_of(libc::SIGKILL);
         wait_until("the group is empty", || fs::remove_dir(&outside).is_ok());
-        world.assert_clean();
+        // The last job's end was its guard's, which may still be about to exit.
+        world.wait_clean();
     }
 }
 
