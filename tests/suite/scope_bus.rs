@@ -80,7 +80,8 @@ fn leftovers_of_the_fallback_are_ended_and_nothing_of_ours_is_one() {
     let machine = Machine::without_manager();
     let done = machine.cmd("perflock sh -c").arg("setsid sleep 600 & echo $! > pid; exit 7").run().exits(7);
     let pid = pid_in(&machine.path("pid"));
-    let mut lines = done.stderr.lines();
+    let said = done.stderr_but_for_waits();
+    let mut lines = said.lines();
     assert!(lines.next().unwrap().contains(" warning: no job group can be made here ("), "{}", done.stderr);
     assert!(lines.next().unwrap().starts_with("perflock: killed 1 leftover process: "), "{}", done.stderr);
     assert_eq!(lines.next(), None);
@@ -393,7 +394,8 @@ fn where_clone3_is_refused_the_command_is_in_its_scope_all_the_same() {
     let strace = "strace -f -o /dev/null -e trace=clone3 -e inject=clone3:error=ENOSYS";
     let job = format!("setsid sleep 600 & {TELL}; exit 7");
     let done = machine.cmd(&format!("{strace} perflock sh -c")).arg(job).run().exits(7);
-    assert!(done.stderr.starts_with("perflock: killed 1 leftover process: "), "{}", done.stderr);
+    let said = done.stderr_but_for_waits();
+    assert!(said.starts_with("perflock: killed 1 leftover process: "), "{said}");
     parts(done.stdout.trim_end());
     machine.wait_gone();
     machine.cmd(&format!("{strace} perflock --cgroup required true")).run().exits(0).says("");
