@@ -90,7 +90,7 @@ fn a_shared_job_keeps_only_exclusive_flock_out() {
 }
 
 /// Whether the kernel lists the process as waiting for a lock: `N: -> FLOCK …`.
-fn waits_for_lock(pid: i32) -> bool {
+pub(crate) fn waits_for_lock(pid: i32) -> bool {
     let locks = std::fs::read_to_string("/proc/locks").unwrap();
     locks.lines().any(|line| line.contains("->") && line.split_whitespace().any(|word| word == pid.to_string()))
 }

@@ -11,9 +11,10 @@ use perflock::report::full;
 use serde_json::{Value, json};
 
 use crate::guard::{guard_of, kill_both, stubborn};
-use crate::harness::{ALICE, BOB, Machine, World, groups, me, signal, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Machine, World, groups, me, patient, signal, state_of, wait_until};
 use crate::hostile::{hold, joined, put};
 use crate::needs;
+use crate::outsiders::waits_for_lock;
 use crate::report::{exit, report, usec};
 
 #[test]
@@ -110,11 +111,18 @@ fn a_report_whose_file_was_removed_meanwhile_is_said_to_be_lost() {
 fn a_wait_for_the_queue_is_not_no_wait_at_all() {
     needs!(V2, Program("flock"));
     let world = World::new();
-    let holder = world.cmd("flock -F").arg(world.queue()).args(["sh", "-c", "echo locked; sleep 0.5"]).spawn();
+    let script = "echo locked; until [ -e go ]; do sleep 0.01; done";
+    let holder = world.cmd("flock -F").arg(world.queue()).args(["sh", "-c", script]).spawn();
     holder.wait_stdout("locked\n");
-    let done = world.cmd("perflock --report --report-file r true").run().exits(0);
-    assert!(usec(&report(&world, "r"), "/waited_usec") > 200_000);
-    assert!(!done.stderr.contains("waited          not at all"), "{}", done.stderr);
+    let waiter = world.cmd("perflock --report --report-file r true").spawn();
+    wait_until("it waits for the queue", || waits_for_lock(waiter.pid()));
+    // From here on every moment counts, and so long that the report has a word about it.
+    let (start, notable) = (Instant::now(), Duration::from_millis(200));
+    wait_until("that is over", || start.elapsed() > notable);
+    world.write("go", "");
+    let done = waiter.wait().exits(0);
+    assert!(u128::from(usec(&report(&world, "r"), "/waited_usec")) >= notable.as_micros());
+    assert!(!done.stderr.contains("waited            not at all"), "{}", done.stderr);
     holder.wait().exits(0);
 }
 
@@ -180,10 +188,12 @@ fn a_wait_for_an_orphan_is_a_wait_and_behind_its_owner() {
         let line = format!("perflock --cgroup none --report --report-file {file} {options} true");
         world.cmd(&line).uid(BOB)
     };
-    by_bob("late", "-w 0.3").run().exits(75);
+    // Time enough to find the orphan.
+    let limit = patient(Duration::from_millis(300));
+    by_bob("late", &format!("-w {}", limit.as_secs_f64())).run().exits(75);
     let late = report(&world, "late");
     assert_eq!(exit(&late), json!({"reason": "lock-not-obtained"}));
-    assert!(usec(&late, "/waited_usec") >= 300_000, "{late:#}");
+    assert!(u128::from(usec(&late, "/waited_usec")) >= limit.as_micros(), "{late:#}");
     assert_eq!(late["waited_behind"][0]["user"]["uid"], ALICE);
     let ended = by_bob("ended", "").spawn();
     ended.wait_stderr(" to end (only ");
@@ -195,15 +205,18 @@ fn a_wait_for_an_orphan_is_a_wait_and_behind_its_owner() {
         json!({"reason": "lock-not-obtained", "error": "ended by signal 2 (SIGINT) while it waited"})
     );
     let next = by_bob("r", "").spawn();
-    let start = Instant::now();
     next.wait_stderr(" to end (only ");
-    // So long that the report has a word about it.
+    // From here on every moment counts as waited for, and so long that the report has a word about it.
+    let start = Instant::now();
     wait_until("more than a second is over", || start.elapsed() > Duration::from_millis(1200));
+    let waited = start.elapsed();
+    let end = Instant::now();
     groups::kill(&group);
     let done = next.wait().exits(0);
+    let held = end.elapsed();
     let report = report(&world, "r");
-    assert!(usec(&report, "/waited_usec") > 1_000_000, "{report:#}");
-    assert!(usec(&report, "/held_usec") < 1_000_000, "{report:#}");
+    assert!(u128::from(usec(&report, "/waited_usec")) >= waited.as_micros(), "{report:#}");
+    assert!(u128::from(usec(&report, "/held_usec")) <= held.as_micros(), "{report:#}");
     assert_eq!(report["waited_behind"][0]["user"]["uid"], ALICE);
     assert!(!done.stderr.contains("for what the command left"), "{}", done.stderr);
     world.cmd("perflock true").run().exits(0);
@@ -339,7 +352,8 @@ fn a_group_that_took_long_to_make_is_not_blamed_on_what_the_command_left() {
     let _listener = machine.listen();
     let done = machine.cmd("perflock --report --report-file r true").run().exits(0);
     let report = report(&machine, "r");
-    assert!(usec(&report, "/held_usec") > 4_000_000 && usec(&report, "/lingered_usec") < 1_000_000, "{report:#}");
+    let (held, lingered) = (usec(&report, "/held_usec"), usec(&report, "/lingered_usec"));
+    assert!(held > 4_000_000 && lingered < held - 4_000_000, "{report:#}");
     assert!(
         done.stderr.contains("s before the command ran: making the job's group took that long\n"),
         "{}",
