@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{BOB, Done, Machine, World, alive, deadline, groups, pid_in, signal, state_of, wait_until};
+use crate::harness::{
+    BOB, Done, Machine, World, alive, deadline, groups, is_slow, pid_in, signal, state_of, wait_until,
+};
 use crate::needs;
 
 /// A process, ended with this.
@@ -157,15 +159,15 @@ fn a_new_group_is_a_possible_escape_and_worth_a_warning_when_it_used_cpu_time() 
         assert!(found["group"].as_str().unwrap().ends_with("/new"), "{found}");
         assert_eq!((&found["unit"], &found["container"]), (&Value::Null, &json!(false)));
         let cpu_usec = found["cpu_usec"].as_u64().unwrap();
-        assert_eq!(cpu_usec > 1_000_000, burns, "{found}");
+        // Where a process takes long to start, that alone may be worth the warning.
+        let worth = cpu_usec > 1_000_000;
+        assert!(worth == burns || (worth && is_slow()), "{found}");
         let warning = format!(
             "{program}: warning: while the job ran, perhaps started by it, and running on outside of its group: "
         );
-        let named = done
-            .stderr
-            .lines()
-            .any(|line| line.starts_with(&warning) && line.contains(&format!(", {}; used 1.", it.0)));
-        assert_eq!(named, burns, "{}", done.stderr);
+        let named =
+            done.stderr.lines().any(|line| line.starts_with(&warning) && line.contains(&format!(", {}; used ", it.0)));
+        assert_eq!(named, worth, "{}", done.stderr);
         it.lives_until_ended();
         remove(&group);
         world.assert_no_job();

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::harness::{
-    ALICE, BOB, Running, V1Group, World, alive, groups, kill_pair, me, pid_in, scope_backend, signal, state_of,
-    wait_until,
+    ALICE, BOB, Running, V1Group, World, alive, groups, kill_pair, me, patient, pid_in, scope_backend, signal,
+    state_of, wait_until,
 };
 use crate::needs;
 use crate::release::{DAEMON, START_DAEMON};
@@ -310,7 +311,9 @@ fn a_supervisor_that_gets_no_processor_does_not_put_off_the_end_of_the_limit() {
     needs!(Root, V2, OwnGroup, V1("freezer"));
     let Some(freezer) = V1Group::new("freezer") else { return };
     let world = World::new();
-    let running = stubborn(&world, "--time-limit 300ms --grace 100ms");
+    // Time enough to freeze it before.
+    let limit = patient(Duration::from_secs(1));
+    let running = stubborn(&world, &format!("--time-limit {} --grace 100ms", limit.as_secs()));
     let [child, daemon] = members(&world);
     // It wants to run and cannot, as among thousands that want to: nothing else is in that group.
     freezer.set("tasks", &running.pid().to_string());
@@ -318,7 +321,8 @@ fn a_supervisor_that_gets_no_processor_does_not_put_off_the_end_of_the_limit() {
     wait_until("the job is killed", || !alive(child) && !alive(daemon));
     assert!(!world.lock_is_free());
     freezer.set("freezer.state", "THAWED");
-    running.wait().exits(124).says("perflock: time limit of 300ms reached: ending the command\n");
+    let said = format!("perflock: time limit of {}s reached: ending the command\n", limit.as_secs());
+    running.wait().exits(124).says(&said);
     world.assert_clean();
 }
 
@@ -327,7 +331,9 @@ fn a_supervisor_that_was_stopped_is_not_overtaken_by_its_guard() {
     needs!(V2);
     let world = World::new();
     let script = "trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
-    let running = world.cmd("perflock --time-limit 300ms --grace 1s sh -c").arg(script).spawn();
+    // Time enough to stop it before, and then for the command to end well.
+    let limit = patient(Duration::from_secs(1)).as_secs();
+    let running = world.cmd(&format!("perflock --time-limit {limit} --grace {limit} sh -c")).arg(script).spawn();
     running.wait_stdout("ready\n");
     let guard = guard_of(&world);
     let sleeps = || voluntary_switches(guard);

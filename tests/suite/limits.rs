@@ -207,8 +207,10 @@ fn a_job_without_limits_has_no_groups_for_them() {
 fn a_fork_bomb_ends_with_its_job_and_takes_nothing_else() {
     needs!(V2, OwnGroup, V1("memory"), V1("pids"), Program("bash"));
     let yard = Yard::new();
-    let bomb = "perflock --time-limit 2s --grace 0 --pids 200 --report-file r bash -c";
-    let job = yard.cmd(bomb).arg(":(){ :|:& };: 2>/dev/null; exec sleep 600 2>/dev/null").spawn();
+    // Time enough to come to its limit.
+    let seconds = patient(Duration::from_secs(2)).as_secs();
+    let bomb = format!("perflock --time-limit {seconds} --grace 0 --pids 200 --report-file r bash -c");
+    let job = yard.cmd(&bomb).arg(":(){ :|:& };: 2>/dev/null; exec sleep 600 2>/dev/null").spawn();
     let peak = || yard.pids.children().pop().and_then(|group| fs::read_to_string(group.join("pids.current")).ok());
     wait_until("the bomb is at its limit", || peak().is_some_and(|count| count.trim() == "200"));
     // Others go on as before.

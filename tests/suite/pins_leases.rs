@@ -197,7 +197,7 @@ fn who_does_not_want_to_wait_for_cores_is_told_what_is_not_free() {
     let lines: Vec<&str> = done.stderr.lines().collect();
     let said = format!("pls: waiting for 2 cores (1 of 2 free) behind 1 job{}", runs(&me()));
     assert!(lines[0].starts_with(&said), "{lines:?}");
-    assert!(lines[1].starts_with("pls: gave up after waiting 0.") && lines.len() == 2, "{lines:?}");
+    assert!(lines[1].starts_with("pls: gave up after waiting ") && lines.len() == 2, "{lines:?}");
     assert!(!room.path("ran").exists());
     assert_eq!(room.tickets(), ["1.s"]);
     // Behind somebody who asks, and not behind those who have cores.

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use perflock::text;
+
 use crate::harness::{BOB, Machine, Running, alive, delegate, groups, patient, pid_in, threads_of, wait_until};
 use crate::inherit::assert_same;
 use crate::needs;
@@ -332,8 +334,11 @@ fn leftovers_are_ended_named_or_waited_for() {
     machine.assert_clean();
     // A time limit ends all of it.
     let job = "trap '' TERM; setsid sleep 600 & echo $! > pid; wait";
-    let done = machine.cmd("perflock --time-limit 0.2 --grace 0.2 sh -c").arg(job).run().exits(124);
-    done.mentions("perflock: time limit of 200ms reached: ending the command\n");
+    // The command has to get as far as writing that file.
+    let limit = patient(Duration::from_millis(500));
+    let line = format!("perflock --time-limit {} --grace 0.2 sh -c", limit.as_secs_f64());
+    let done = machine.cmd(&line).arg(job).run().exits(124);
+    done.mentions(&format!("perflock: time limit of {} reached: ending the command\n", text::exact_duration(limit)));
     assert!(!alive(pid_in(&machine.path("pid"))));
     machine.assert_clean();
     machine.wait_gone();

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Running, World, alive, pid_in, wait_until};
+use perflock::text;
+
+use crate::harness::{Running, World, alive, patient, pid_in, wait_until};
 use crate::needs;
 
 /// Waits without end, in a way that traps run soon.
@@ -25,7 +27,7 @@ fn under_timeout_the_command_has_the_time_to_save() {
     needs!(V2, Program("timeout"));
     let world = World::new();
     let save = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.05; done; echo saved; exit 3";
-    let limit = crate::harness::patient(std::time::Duration::from_millis(500)).as_secs_f64();
+    let limit = patient(Duration::from_millis(500)).as_secs_f64();
     let line = format!("timeout --preserve-status {limit} perflock sh -c");
     let job = world.cmd(&line).arg(format!("trap '{save}' TERM; {FOREVER}"));
     let done = job.run().exits(3).prints("saved\n");
@@ -208,10 +210,15 @@ fn the_time_limit_ends_the_command() {
     let world = World::new();
     let said = "perflock: time limit of 200ms reached: ending the command\n";
     world.cmd("perflock --time-limit 0.2 sleep 600").run().exits(124).prints("").says(said);
-    let job = world.cmd("perflock --time-limit 0.2 sh -c").arg(format!("trap 'echo saved; exit 0' TERM; {FOREVER}"));
-    let done = job.run().exits(124).prints("saved\n");
+    // Time enough for the shell to set its trap.
+    let limit = patient(Duration::from_millis(500));
+    let line = format!("perflock --time-limit {} sh -c", limit.as_secs_f64());
+    let done =
+        world.cmd(&line).arg(format!("trap 'echo saved; exit 0' TERM; {FOREVER}")).run().exits(124).prints("saved\n");
+    let saved = format!("perflock: time limit of {} reached: ending the command\n", text::exact_duration(limit));
     // TERM goes to every member: sh may mention a sleep of its own that died.
-    assert!(done.stderr.starts_with(said) && done.stderr.matches("perflock").count() == 1, "{}", done.stderr);
+    let heard = done.stderr_but_for_waits();
+    assert!(heard.starts_with(&saved) && heard.matches("perflock").count() == 1, "{heard}");
     // A stopped command takes TERM only when it goes on.
     world.cmd("perflock --time-limit 0.2 sh -c").arg("kill -STOP $$").run().exits(124).says(said);
     world.cmd("perflock --time-limit 60 sh -c").arg("exit 9").run().exits(9).says("");
@@ -228,7 +235,7 @@ fn a_command_that_ignores_the_time_limit_is_killed_after_the_grace() {
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
     let job = "trap '' TERM; setsid sleep 600 & echo $! > pid; wait";
     // On a slow machine the command has to get as far as writing that file.
-    let limit = crate::harness::patient(Duration::from_millis(200));
+    let limit = patient(Duration::from_millis(200));
     let seconds = limit.as_secs_f64();
     let done = world.cmd(&format!("perflock --time-limit {seconds} --grace {seconds} sh -c")).arg(job).run().exits(124);
     let pid = pid_in(&world.path("pid"));
@@ -245,10 +252,12 @@ fn the_time_limit_counts_from_the_command_s_start_not_from_the_queue() {
     needs!(V2);
     let world = World::new();
     let holder = holder(&world);
+    // Time enough to run, once it may.
+    let limit = patient(Duration::from_millis(500));
     let start = Instant::now();
-    let waiter = world.cmd("perflock --time-limit 0.5 echo ran").spawn();
+    let waiter = world.cmd(&format!("perflock --time-limit {} echo ran", limit.as_secs_f64())).spawn();
     waiter.wait_stderr("perflock: waiting for lock");
-    wait_until("more than the limit passes", || start.elapsed() > Duration::from_millis(600));
+    wait_until("more than the limit passes", || start.elapsed() > limit + Duration::from_millis(100));
     end(holder);
     waiter.wait().exits(0).prints("ran\n");
     world.assert_clean();

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, groups, pid_in, state_of, wait_until};
+use crate::harness::{ALICE, BOB, Cmd, Running, World, alive, groups, patient, pid_in, state_of, wait_until};
 use crate::needs;
 
 /// A group in the world's that a user owns, as one delegated to him.
@@ -275,7 +276,9 @@ fn a_user_cannot_continue_or_end_another_user_s_job() {
 #[test]
 fn who_stops_waiting_for_an_orphan_leaves_it_to_the_next() {
     needs!(Root, V2, OwnGroup);
-    for line in ["perflock", "perflock -w 3"] {
+    // Time enough for the others to come.
+    let limited = format!("perflock -w {}", patient(Duration::from_secs(3)).as_secs());
+    for line in ["perflock", &limited] {
         let world = World::for_uid(ALICE);
         let alice = by(&world, ALICE, "perflock sh -c").arg("echo $$ > pid; exec sleep 600 >/dev/null 2>&1").spawn();
         let member = pid_in(&world.path("pid"));
