@@ -57,5 +57,6 @@ mod terminal_matrix;
 mod terminal_stops;
 mod users;
 mod v1_only;
+mod vm_results;
 mod watch;
 mod wholock;

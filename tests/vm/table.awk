@@ -1,5 +1,6 @@
 # Prints a machine's results as tables and compares them with what they are to be; exits 1 if anything is wrong.
-# Variables: machine, permitted and features (the files' names), whole ("" if only some tests were run).
+# Variables: machine, permitted and features (the files' names), whole ("" if only some tests were run), second_tries (how many may
+# pass at a second try).
 
 # Whether a text matches a pattern with * and ?.
 function matches(text, pattern) {
@@ -74,6 +75,7 @@ END {
         result = rows[key]
         sub(/ .*/, "", result)
         count[result]++
+        if (rows[key] == "ok again") again[++seconds] = key
         if (result == "FAILED") wrong("failed: " key)
         else if (result == "skipped") {
             found = 0
@@ -95,6 +97,9 @@ END {
         print ""
     }
     if (whole || kinds) for (key in outcome) if (!(key in got)) wrong("no outcome for the feature " key)
-    printf "%s: %d passed, %d failed, %d skipped\n", machine, count["ok"], count["FAILED"], count["skipped"]
+    for (n = 1; n <= seconds; n++) print "NEEDED A SECOND TRY: " machine " " again[n]
+    if (seconds > second_tries) wrong(seconds " tests needed a second try, and at most " second_tries " may")
+    of_them = seconds ? ", of them second tries: " seconds : ""
+    printf "%s: %d passed%s, %d failed, %d skipped\n", machine, count["ok"], of_them, count["FAILED"], count["skipped"]
     exit bad
 }
