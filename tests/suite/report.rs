@@ -52,7 +52,8 @@ fn everything_is_told_of_a_job_that_ended_well() {
     // One child is waited for, one is not: both burn CPU time.
     let burn = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done";
     let script = format!(
-        "sh -c '{burn}'; (trap '' TERM; {burn}; : > burnt; exec sleep 600) & until [ -e burnt ]; do sleep 0.01; done"
+        "sh -c '{burn}'; (trap '' TERM; {burn}; : > burnt; exec sleep 600) & \
+         until [ -e burnt ] && grep -q sleep /proc/$!/comm; do sleep 0.01; done"
     );
     let done = world
         .cmd("perflock --report --report-file r --grace 0 -m nightly sh -c")
@@ -87,12 +88,14 @@ fn everything_is_told_of_a_job_that_ended_well() {
     let allowed = fs::read_to_string("/proc/self/status").unwrap();
     let cpus = report["pins"]["cpus"].as_str().unwrap();
     assert!(allowed.contains(&format!("Cpus_allowed_list:\t{cpus}\n")), "{cpus}");
+    // On a busy machine it takes time to join the queue, and that is told from a tenth of a second on.
+    let waited = if usec(&report, "/waited_usec") < 100_000 { "not at all" } else { "" };
     // The same on stderr, with what surprises explained.
     for line in [
         "ended             exited with code 0",
         "message           nightly",
         "held              ",
-        "waited            not at all",
+        &format!("waited            {waited}"),
         "leftovers         1: sleep (",
         "escaped           none seen",
         "note              time(1) would tell ",
