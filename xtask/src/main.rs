@@ -1,6 +1,6 @@
 //! The project's own commands, run as `cargo xtask COMMAND`: `check` is exactly what CI runs, `assets` makes manual pages and
-//! completions, `package` makes packages, `bench` measures what perflock costs, `soak` stresses it, `capture` puts what it
-//! shows into the README.
+//! completions, `package` makes packages, `bench` measures what perflock costs, `soak` stresses it, `study` finds out whether its verdicts
+//! are right, `capture` puts what it shows into the README.
 // A developer's command line tool: its output goes to the terminal and nowhere else.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ mod manual;
 mod package;
 mod room;
 mod soak;
+mod study;
 mod v1;
 
 use std::path::PathBuf;
@@ -44,6 +45,10 @@ usage: cargo xtask check
            --seed N      what is drawn at random [default: another each time]
            --parallel N  how many at a time [default: 60]
            --bin DIR     perflock and pls from there [default: debug binaries, built now]
+       cargo xtask study [idle|forks|pingpong|fsync|loopback|user|storm|service|container]... [--runs N]
+           whether the verdict is right: quiet jobs that must not be said to be disturbed, and culprits that must be named;
+           exits with 1 if one is wrong; needs root and cgroup v2, best on an idle machine
+           --runs N  of each [default: 20, which takes about 7 minutes]
        cargo xtask capture
            puts what wholock shows of a real run into the README; needs root and cgroup v2, best on an idle machine";
 
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
         "bench" => bench::bench(rest),
         "package" => package::package(rest),
         "soak" => soak::soak(rest),
+        "study" => study::study(rest),
         "capture" => capture::capture(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -50,11 +50,11 @@ impl Drop for Directory {
     }
 }
 
-/// Runs this program once more with `arguments`, as a member of a new group, and clears up after it.
+/// Runs this command of xtask once more with `arguments`, as a member of a new group, and clears up after it.
 ///
 /// # Errors
 /// The group, the directory or the process could not be made.
-pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
+pub(crate) fn run_inside(what: &str, arguments: &[String]) -> Result<ExitCode, Failure> {
     // Dropped last first: the processes go before their files, and before what they were in besides.
     let directory = Directory::create()?;
     let name = format!("{PREFIX}{}", std::process::id());
@@ -64,7 +64,7 @@ pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
     let members = group.members_file()?;
     let own = std::env::current_exe().map_err(|error| format!("cannot find xtask itself: {error}"))?;
     let mut command = Command::new(own);
-    command.args(["bench", INSIDE]).arg(&directory.0).arg(group.directory()).args(arguments);
+    command.args([what, INSIDE]).arg(&directory.0).arg(group.directory()).args(arguments);
     // SAFETY: the closure makes one async-signal-safe call on an open descriptor and allocates nothing.
     unsafe { command.pre_exec(move || join(&members)) };
     // Whoever shares the machine is told nothing about a job by these, nor is the configuration of this user used.
@@ -74,14 +74,14 @@ pub(super) fn run_inside(arguments: &[String]) -> Result<ExitCode, Failure> {
     command.env("XDG_CONFIG_HOME", &directory.0);
     // cargo's, for its own programs: it makes the loader look for every library in four directories more.
     command.env_remove("LD_LIBRARY_PATH");
-    let status = command.status().map_err(|error| format!("cannot start the bench in its group: {error}"));
+    let status = command.status().map_err(|error| format!("cannot start the {what} in its group: {error}"));
     // A bench that is ended early may leave frozen processes, which do not die.
     v1.iter().flatten().for_each(|group| v1::thaw_tree(group.directory()));
     let status = status?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),
-        None => Err(format!("the bench was ended ({status})")),
+        None => Err(format!("the {what} was ended ({status})")),
     }
 }
 
@@ -131,7 +131,7 @@ fn install(built: &Path, installed: &Path) -> Result<(), Failure> {
 
 /// What the inner process was given.
 #[derive(Debug)]
-pub(super) struct Inside {
+pub(crate) struct Inside {
     /// Its directory for files.
     directory: PathBuf,
     /// The directory of its group.
@@ -145,7 +145,7 @@ impl Inside {
     ///
     /// # Errors
     /// They cannot be made.
-    pub(super) fn new(directory: &str, group: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(directory: &str, group: &str) -> Result<Self, Failure> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| top().join("target"), |dir| top().join(dir));
         let binaries = target.join("bench");
         install(&target.join("release"), &binaries)?;
@@ -161,22 +161,22 @@ impl Inside {
     }
 
     /// The lock file.
-    pub(super) fn lock(&self) -> PathBuf {
+    pub(crate) fn lock(&self) -> PathBuf {
         self.file("lock")
     }
 
     /// A file of the bench.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
     /// The directory of the bench's group.
-    pub(super) fn group(&self) -> &Path {
+    pub(crate) fn group(&self) -> &Path {
         &self.group
     }
 
     /// The directory of the bench's group in a hierarchy of v1, where there is one. Asked before anybody enters it.
-    pub(super) fn v1_group(&self, controller: &str) -> Option<PathBuf> {
+    pub(crate) fn v1_group(&self, controller: &str) -> Option<PathBuf> {
         let directory = v1::own_directory(controller)?.join(self.group.file_name()?);
         directory.exists().then_some(directory)
     }
@@ -185,17 +185,17 @@ impl Inside {
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub(super) fn program(&self, name: &str) -> Result<Command, Failure> {
+    pub(crate) fn program(&self, name: &str) -> Result<Command, Failure> {
         self.silent(self.binaries.join(name))
     }
 
     /// The path of a program that the bench built.
-    pub(super) fn binary(&self, name: &str) -> PathBuf {
+    pub(crate) fn binary(&self, name: &str) -> PathBuf {
         self.binaries.join(name)
     }
 
     /// Where lock and queue are, in words.
-    pub(super) fn lock_place(&self) -> String {
+    pub(crate) fn lock_place(&self) -> String {
         let kind = if in_memory(&self.directory) { "in memory" } else { "on disk" };
         format!("lock {kind} ({})", self.directory.display())
     }
@@ -204,7 +204,7 @@ impl Inside {
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub(super) fn silent(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, Failure> {
+    pub(crate) fn silent(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, Failure> {
         let log = File::options().create(true).append(true).open(self.log());
         let log = log.map_err(|error| format!("cannot open {}: {error}", self.log().display()))?;
         let mut command = Command::new(program);
@@ -216,7 +216,7 @@ impl Inside {
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub(super) fn perflock(&self) -> Result<Command, Failure> {
+    pub(crate) fn perflock(&self) -> Result<Command, Failure> {
         let mut command = self.program("perflock")?;
         command.arg("--lock").arg(self.lock());
         Ok(command)
@@ -228,7 +228,7 @@ impl Inside {
     }
 
     /// A failure of a program under test, with the last thing it said.
-    pub(super) fn failed(&self, what: &str) -> Failure {
+    pub(crate) fn failed(&self, what: &str) -> Failure {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(3).collect();
         format!("{what}; its last words: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "))

@@ -8,7 +8,7 @@ use crate::Failure;
 const KIB_PER_PROCESS: u64 = 160;
 
 /// CPU, cores, kernel, cgroup layout, and what was measured, in one line.
-pub(super) fn description() -> String {
+pub(crate) fn description() -> String {
     let cpuinfo = read("/proc/cpuinfo");
     let model = field(&cpuinfo, "model name").or_else(|| field(&cpuinfo, "Model")).unwrap_or("unknown CPU");
     let cpus = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();

@@ -4,20 +4,20 @@
 //! started, and afterwards the outer process kills and removes that one group, whatever happened. Each measurement
 //! gives lines of a table that can be pasted into the README.
 
-mod area;
+pub(crate) mod area;
 mod bomb;
 mod escapes;
 mod freezer;
 mod group;
 mod idle;
 mod listing;
-mod machine;
+pub(crate) mod machine;
 mod pins;
 mod queue;
 mod release;
 mod start;
-mod stats;
-mod tools;
+pub(crate) mod stats;
+pub(crate) mod tools;
 mod usage;
 
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use area::Inside;
 use stats::Line;
 
 /// The first argument of the inner process.
-const INSIDE: &str = "--inside";
+pub(crate) const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
 const NAMES: [&str; 9] = ["start", "queue", "release", "bomb", "escapes", "wholock", "idle", "usage", "pins"];
@@ -72,7 +72,7 @@ impl Options {
 }
 
 /// The number behind an option.
-fn number(option: &str, value: Option<&String>) -> Result<usize, Failure> {
+pub(crate) fn number(option: &str, value: Option<&String>) -> Result<usize, Failure> {
     let value = value.and_then(|value| value.parse().ok()).filter(|&value| value > 0);
     value.ok_or_else(|| format!("{option} takes a number above 0"))
 }
@@ -89,11 +89,11 @@ pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode, Failure> {
     }
     Options::parse(arguments)?;
     build()?;
-    area::run_inside(arguments)
+    area::run_inside("bench", arguments)
 }
 
 /// Builds perflock as it is installed, and the helpers of the bench with the same profile.
-fn build() -> Result<(), Failure> {
+pub(crate) fn build() -> Result<(), Failure> {
     let mut command = cargo();
     command.args(["build", "--release", "--locked", "--package", "perflock", "--package", "xtask", "--bins"]);
     let status = command.status().map_err(|error| format!("cannot start cargo: {error}"))?;

@@ -9,11 +9,11 @@ pub(super) const HEADER: &str = "\
 
 /// Some measured values.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sample(Vec<f64>);
+pub(crate) struct Sample(Vec<f64>);
 
 impl Sample {
     /// One more.
-    pub(super) fn push(&mut self, value: f64) {
+    pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
@@ -23,7 +23,7 @@ impl Sample {
     }
 
     /// What this share of the values is not above; 0 if there are none.
-    pub(super) fn quantile(&self, share: f64) -> f64 {
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
@@ -33,7 +33,7 @@ impl Sample {
     }
 
     /// The value in the middle.
-    pub(super) fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
     }
 

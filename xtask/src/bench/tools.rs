@@ -15,7 +15,7 @@ pub(super) const MANY: usize = 5000;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Milliseconds from the start of a program to its end, which must be a good one.
-pub(super) fn time_msec(place: &Inside, command: &mut Command) -> Result<f64, Failure> {
+pub(crate) fn time_msec(place: &Inside, command: &mut Command) -> Result<f64, Failure> {
     let start = Instant::now();
     let status = command.status();
     let took = start.elapsed();
@@ -28,19 +28,19 @@ pub(super) fn time_msec(place: &Inside, command: &mut Command) -> Result<f64, Fa
 
 /// A child that is killed when dropped.
 #[derive(Debug)]
-pub(super) struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
     /// Starts a program.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(super) fn start(command: &mut Command) -> Result<Self, Failure> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, Failure> {
         command.spawn().map(Self).map_err(|error| format!("cannot start {command:?}: {error}"))
     }
 
     /// Its process number.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
@@ -48,7 +48,7 @@ impl Running {
     ///
     /// # Errors
     /// The kernel refused; or it takes too long.
-    pub(super) fn wait(&mut self) -> Result<ExitStatus, Failure> {
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus, Failure> {
         let mut ended = Ok(None);
         wait_until("a program under test has ended", || {
             ended = self.0.try_wait();
@@ -118,7 +118,7 @@ impl Drop for Running {
 ///
 /// # Errors
 /// It takes too long.
-pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), Failure> {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         if Instant::now() > deadline {
