@@ -222,6 +222,9 @@ fn a_verdict_differs_by_who_disturbed_and_not_by_how_much() {
         differing(&compare(&disturbed(json!([bob])), &disturbed(json!([cron])))),
         ["verdict: disturbed by bob 3.000s (cc1) -> disturbed by cron.service 0.000s (x)"]
     );
+    // Not by anybody.
+    let hot = verdict("disturbed", json!("a processor was throttled"), json!([]));
+    assert_eq!(differing(&compare(&report(), &hot)), ["verdict: quiet -> disturbed; a processor was throttled"]);
     // One that is not known is told with the reason, but two are nothing to compare.
     let unknown = verdict("unknown", json!("too short"), json!([]));
     assert_eq!(differing(&compare(&report(), &unknown)), ["verdict: quiet -> unknown: too short"]);
@@ -241,6 +244,15 @@ fn a_report_from_before_there_were_verdicts_can_be_compared() {
         assert!(shown(&comparison, None).contains("\nothers  verdict  not known    quiet\n"));
         assert!(shown(&compare(&old, &old), None).contains("\nnot known of either: verdict\n"));
     }
+}
+
+/// What can be felt is a part of the shorter run, whichever that is.
+#[test]
+fn a_long_run_does_not_hide_what_a_short_one_felt() {
+    let short = with(&[("/wall_usec", json!(100_000))]);
+    let long = with(&[("/wall_usec", json!(100_000_000)), ("/usage/io_stall_usec", json!(60_000))]);
+    assert_eq!(differing(&compare(&short, &long)), ["disk awaited: 0.000s -> 0.060s"]);
+    assert_eq!(differing(&compare(&long, &short)), ["disk awaited: 0.060s -> 0.000s"]);
 }
 
 #[test]

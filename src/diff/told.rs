@@ -76,8 +76,8 @@ fn listed(mut names: Vec<String>, nobody: &str) -> Option<Told> {
 /// Whether it was disturbed, and by whom: the same if it was by the same, however much.
 pub(super) fn verdict(value: &Value) -> Option<Told> {
     let word = value.get("word")?.as_str()?;
+    let why = value.get("why").and_then(Value::as_str);
     if word == "unknown" {
-        let why = value.get("why").and_then(Value::as_str);
         return Some(Told::Unknown(why.map_or_else(|| word.to_owned(), |why| format!("{word}: {why}"))));
     }
     let by: Vec<&Value> = value.get("by").and_then(Value::as_array).into_iter().flatten().collect();
@@ -87,8 +87,9 @@ pub(super) fn verdict(value: &Value) -> Option<Told> {
     key.sort();
     key.insert(0, word.to_owned());
     let told: Vec<String> = by.iter().map(|culprit| name(culprit) + &used(culprit)).collect();
-    let shown = if told.is_empty() { word.to_owned() } else { format!("{word} by {}", told.join(", ")) };
-    Some(Told::Named { key, shown })
+    let whom = if told.is_empty() { String::new() } else { format!(" by {}", told.join(", ")) };
+    let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+    Some(Told::Named { key, shown: format!("{word}{whom}{why}") })
 }
 
 /// ` 3.100s (cc1plus, make)`: the CPU time of a culprit, and its programs.
