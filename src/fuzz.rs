@@ -15,13 +15,13 @@ use crate::lock::record::{self, Joined, Record};
 use crate::lock::ticket;
 use crate::pin::cpulist::MOST;
 use crate::pin::{CpuList, Words};
-use crate::{nested, procfs, text};
+use crate::{diff, nested, procfs, text};
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their targets.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("ticket", ticket),
     ("names", names),
     ("proc_stat", proc_stat),
@@ -34,6 +34,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("config", config),
     ("words", words),
     ("cpulist", cpulist),
+    ("report", report),
 ];
 
 /// A ticket's text. A last line without an end changes nothing; what a ticket keeps of a command and a message fits.
@@ -192,6 +193,24 @@ pub fn cpulist(bytes: &[u8]) {
     }
     if let Err(why) = Words::parse(&text) {
         assert!(!why.chars().any(char::is_control), "{why:?}");
+    }
+}
+
+/// Two reports with an empty line between them, or one beside itself: told to be none, or compared, in both directions alike.
+pub fn report(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (first, second) = text.split_once("\n\n").unwrap_or((&text, &text));
+    match (diff::read::parse(first.as_bytes()), diff::read::parse(second.as_bytes())) {
+        (Ok(first), Ok(second)) => {
+            let (there, back) = (diff::compare(&first, &second), diff::compare(&second, &first));
+            let mirrored = |(one, other): (&diff::Difference, &diff::Difference)| {
+                one.what == other.what && (&one.first, &one.second) == (&other.second, &other.first)
+            };
+            assert_eq!(there.differences.len(), back.differences.len());
+            assert!(there.differences.iter().zip(&back.differences).all(mirrored));
+            assert!(diff::compare(&first, &first).differences.is_empty());
+        }
+        (Err(why), _) | (_, Err(why)) => assert!(!why.chars().any(char::is_control), "{why:?}"),
     }
 }
 
