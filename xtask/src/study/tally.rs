@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use perflock::text;
 use serde_json::Value;
 
 use crate::bench::stats::Sample;
@@ -93,6 +94,21 @@ impl Row {
 
     fn count(&self, word: Word) -> usize {
         self.seen.iter().filter(|seen| seen.word == word).count()
+    }
+
+    /// Whom quiet jobs were said to be disturbed by, a line for each.
+    pub(super) fn alarms(&self) -> Vec<String> {
+        let alarms = self.seen.iter().filter(|seen| self.expected == Word::Quiet && seen.word == Word::Disturbed);
+        alarms
+            .map(|seen| {
+                let by = seen.by.iter().map(|(kind, name, programs)| match programs.is_empty() {
+                    true => format!("{kind} {name}"),
+                    false => format!("{kind} {name} ({})", programs.join(", ")),
+                });
+                let by = text::escape(&by.collect::<Vec<_>>().join(", "));
+                format!("{} was said to be disturbed by {}", self.scenario, if by.is_empty() { "nobody" } else { &by })
+            })
+            .collect()
     }
 
     fn found(&self) -> usize {
@@ -207,6 +223,7 @@ mod tests {
     fn a_false_alarm_and_a_culprit_that_was_not_named_are_failures() {
         let mut row = Row::quiet("idle");
         row.seen = vec![quiet(1000), blames("user", "ann", "cc1")];
+        assert_eq!(row.alarms(), ["idle was said to be disturbed by user root, user ann (sh, cc1)"]);
         assert!(!Total::of(&[row]).is_met());
         for wrong in [
             quiet(7),
