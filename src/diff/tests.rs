@@ -169,7 +169,7 @@ fn each_condition_is_told_where_it_differs_and_nothing_else_is() {
         ("/usage/throttled_usec", json!(500_000), "held back: 0.000s -> 0.500s"),
         ("/verdict/apart/throttled", json!(1), "throttled: 0 -> 1"),
         ("/verdict/apart/steal_usec", json!(200_000), "stolen by the host: 0.000s -> 0.200s"),
-        ("/verdict/apart/frequency_khz/most", json!(2_000_000), "frequency, most: 3.00 GHz -> 2.00 GHz"),
+        ("/verdict/apart/frequency_khz/most", json!(2_000_000), "highest frequency: 3.00 GHz -> 2.00 GHz"),
         ("/verdict/apart/swapped_in_pages", json!(5000), "pages swapped in: 0 -> 5000"),
         ("/usage/io_stall_usec", json!(1_000_000), "disk awaited: 0.000s -> 1.000s"),
         ("/usage/read_bytes", json!(1 << 30), "read from disk: 0B -> 1.0G"),
