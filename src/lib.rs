@@ -142,5 +142,6 @@ pub mod setup;
 pub mod step;
 pub mod supervisor;
 pub mod text;
+pub mod ticks;
 pub mod user;
 pub mod wholock;

@@ -27,8 +27,8 @@ use crate::procfs::Proc;
 use crate::say::Say;
 use crate::settings::{Environment, Verbosity, lock_path};
 use crate::supervisor::inherit::{self, Inherited};
+use crate::ticks::Ticks;
 use cores::CoreMap;
-use load::Ticks;
 use snapshot::Snapshot;
 
 /// How long jobs are watched to see what they use now.

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::procfs::Stat;
+use crate::ticks::Seen;
 
 const HERTZ: u64 = 100;
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::pace::{Pace, cpu_time};
 use crate::procfs::Proc;
-use crate::wholock::load::{self, Load, Ticks};
+use crate::ticks::Ticks;
+use crate::wholock::load::{self, Load};
 use crate::wholock::snapshot::Snapshot;
 
 /// The share of one core that it may take.
