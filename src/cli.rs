@@ -75,6 +75,9 @@ pub struct RunArgs {
     /// The most processes and threads that the job may have at a time; at its limit forks fail in it
     #[arg(long, value_name = "N|none", value_parser = Bound::processes, allow_hyphen_values = true)]
     pub pids: Option<Bound>,
+    /// Exit with 76 if anybody else used the machine while the command had it, or if that is not known, and it exited with 0
+    #[arg(long)]
+    pub require_quiet: bool,
     /// Afterwards tell all that is known of the run, on stderr
     #[arg(long)]
     pub report: bool,

@@ -14,12 +14,13 @@ use crate::limit::Bound;
 use crate::pin;
 use crate::supervisor::step::Leftovers;
 use crate::text::parse_duration;
+use crate::verdict;
 
 /// The administrator's file.
 pub const SYSTEM_FILE: &str = "/etc/perflock.toml";
 
 /// Every key, as in `config/perflock.toml`.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 13] = [
     "lock",
     "wait",
     "conflict-exit-code",
@@ -31,6 +32,8 @@ pub const KEYS: [&str; 11] = [
     "pin",
     "memory",
     "pids",
+    "quiet-limit",
+    "quiet-counts",
 ];
 
 /// What configuration files set; `None` where they do not.
@@ -58,6 +61,10 @@ pub struct Config {
     pub memory: Option<u64>,
     /// A job's processes.
     pub pids: Option<u64>,
+    /// What may be used elsewhere while a job has the machine.
+    pub quiet_limit: Option<verdict::Limit>,
+    /// What else makes the machine not quiet.
+    pub quiet_counts: Option<verdict::Counts>,
 }
 
 /// Why a configuration cannot be used. Nothing is run with half of one.
@@ -143,6 +150,8 @@ impl Config {
             "escapes" => self.escapes = Some(escape::Choice::parse(string(value)?)?),
             "pin" => self.pin = Some(pin::Choice::parse(string(value)?)?),
             "memory" => self.memory = Bound::memory(number_or_string(value)?)?.0,
+            "quiet-limit" => self.quiet_limit = Some(verdict::Limit::parse(string(value)?)?),
+            "quiet-counts" => self.quiet_counts = Some(verdict::Counts::parse(string(value)?)?),
             "pids" => self.pids = Bound::processes(number_or_string(value)?)?.0,
             _ => {}
         }
@@ -212,7 +221,8 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "lock = '/x'\nwait = 5\nconflict-exit-code = 9\ngrace = '1.5s'\nleftovers = 'wait'\n\
-            time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\nmemory = '1.5GiB'\npids = 200\n";
+            time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\nmemory = '1.5GiB'\npids = 200\n\
+            quiet-limit = '2.5%'\nquiet-counts = 'steal,swap'\n";
         let config = Config {
             lock: Some("/x".into()),
             wait: Some(Duration::from_secs(5)),
@@ -225,6 +235,8 @@ mod tests {
             pin: Some(pin::Choice::Hard),
             memory: Some(3 << 29),
             pids: Some(200),
+            quiet_limit: Some(verdict::Limit::OfACore(250)),
+            quiet_counts: verdict::Counts::parse("steal,swap").ok(),
         };
         assert_eq!(read(text), Ok((config, vec![])));
     }
@@ -248,6 +260,8 @@ mod tests {
         assert_eq!(config.pin.unwrap(), pin::Choice::Auto);
         assert_eq!((config.wait, config.time_limit), (None, None));
         assert_eq!((config.memory, config.pids), (None, None));
+        assert_eq!(config.quiet_limit.unwrap(), defaults.quiet_limit);
+        assert_eq!(config.quiet_counts.unwrap(), defaults.quiet_counts);
     }
 
     #[test]
@@ -323,6 +337,8 @@ mod tests {
                         config.time_limit.is_some(),
                         config.memory.is_some(),
                         config.pids.is_some(),
+                        config.quiet_limit.is_some(),
+                        config.quiet_counts.is_some(),
                     ];
                     let none = matches!(key, "wait" | "time-limit" | "memory" | "pids") && value == "'none'";
                     prop_assert_eq!(set.iter().filter(|&&is_set| is_set).count(), usize::from(!none));

@@ -13,6 +13,9 @@ pub const NOT_FOUND: u8 = 127;
 /// The lock was not obtained (`--nonblock`, `--wait`): EX_TEMPFAIL of sysexits(3).
 pub const NOT_OBTAINED: u8 = 75;
 
+/// The machine was not quiet (`--require-quiet`), or nobody knows.
+pub const NOT_QUIET: u8 = 76;
+
 /// How perflock ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

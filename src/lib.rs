@@ -144,4 +144,5 @@ pub mod supervisor;
 pub mod text;
 pub mod ticks;
 pub mod user;
+pub mod verdict;
 pub mod wholock;

@@ -11,6 +11,7 @@ mod here;
 mod job;
 mod limiting;
 mod pinning;
+mod quiet;
 mod recording;
 mod setting_up;
 mod wait;
@@ -328,8 +329,19 @@ impl Run {
         let result = pinning.and_then(|pinning| {
             let variables = variables(outer.id, outer.mode, pinning.as_ref());
             let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
-            Job { run: self, command, signals, hold: None, told: false, name, variables, pinning, limiting }
-                .run(detected, &here.mountinfo)
+            Job {
+                run: self,
+                command,
+                signals,
+                hold: None,
+                inside: Some(outer.id),
+                told: false,
+                name,
+                variables,
+                pinning,
+                limiting,
+            }
+            .run(detected, &here.mountinfo)
         });
         self.finish(result, None, Duration::ZERO)
     }
@@ -413,7 +425,7 @@ impl Run {
         let pinning = keeper.map(|keeper| Pinning::new(keeper, pin(keeper), &name, told)).transpose()?;
         let variables = variables(id, self.settings.mode, pinning.as_ref());
         let (name, variables, pinning) = (&*name, &*variables, pinning.as_ref());
-        Job { run: self, command, signals, hold: Some(hold), told, name, variables, pinning, limiting }
+        Job { run: self, command, signals, hold: Some(hold), inside: None, told, name, variables, pinning, limiting }
             .run(detected, &here.mountinfo)
     }
 
@@ -446,7 +458,7 @@ impl Run {
         if let (Some(by_uid), Err(_)) = (cancelled, &result) {
             self.cancelled(by_uid);
         }
-        let Finished { outcome, trail, guard, warnings } = result?;
+        let Finished { outcome, trail, guard, warnings, watched } = result?;
         if let Some(guard) = guard {
             guard.reap();
         }
@@ -455,10 +467,13 @@ impl Run {
         // Before anything is printed: a reader of stderr may be slow.
         let escapes = id.map(|id| escape::Here::look().escapes(&id.to_string(), trail, given_back_usec));
         let escaped = escapes.as_ref().map(report::escapes::warnings).unwrap_or_default();
-        let (full, not_written) = self.account.finished(&outcome, cancelled, escapes);
+        let verdict = self.verdict(watched);
+        let (full, not_written) = self.account.finished(&outcome, cancelled, escapes, verdict.clone());
         for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&not_written) {
             self.say.wrong(line);
         }
+        let succeeded = outcome.exit == Exit::Code(0) && !outcome.timed_out;
+        let not_quiet = self.tell_verdict(verdict.as_ref(), succeeded);
         let worth_a_line = outcome.wall >= WORTH_A_LINE || told;
         match full {
             // Asked for by name, so said even with --quiet.
@@ -468,6 +483,7 @@ impl Run {
         }
         Ok(match outcome.exit {
             _ if outcome.timed_out => Ending::Code(exit::TIMED_OUT),
+            Exit::Code(0) => Ending::Code(not_quiet.unwrap_or(0)),
             // waitid(2) gives the eight bits that the command exited with.
             Exit::Code(code) => Ending::Code(code.cast_unsigned() as u8),
             Exit::Signal(signal) => Ending::Signal(signal),

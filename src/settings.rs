@@ -12,6 +12,7 @@ use crate::job::Mode;
 use crate::limit::{Bound, Kind, Limit};
 use crate::pin;
 use crate::supervisor::step::{Leftovers, Policy};
+use crate::verdict;
 
 /// The lock file of a machine.
 pub const LOCK: &str = "/run/perflock";
@@ -54,6 +55,12 @@ pub struct Settings {
     pub pin: Option<pin::Request>,
     /// What the job may have at most.
     pub limits: Vec<Limit>,
+    /// What may be used elsewhere while it has the machine.
+    pub quiet_limit: verdict::Limit,
+    /// What else makes the machine not quiet.
+    pub quiet_counts: verdict::Counts,
+    /// A machine that was not quiet is an error.
+    pub require_quiet: bool,
     /// How much is said.
     pub verbosity: Verbosity,
     /// The full report is printed.
@@ -77,6 +84,9 @@ impl Default for Settings {
             escapes: escape::Choice::Warn,
             pin: None,
             limits: Vec::new(),
+            quiet_limit: verdict::Limit::default(),
+            quiet_counts: verdict::Counts::default(),
+            require_quiet: false,
             verbosity: Verbosity::Normal,
             report: false,
             report_file: None,
@@ -121,6 +131,9 @@ impl Settings {
             escapes: args.escapes.or(config.escapes).unwrap_or(default.escapes),
             pin: pin_request(args, &config),
             limits: limits(args, &config),
+            quiet_limit: config.quiet_limit.unwrap_or(default.quiet_limit),
+            quiet_counts: config.quiet_counts.unwrap_or(default.quiet_counts),
+            require_quiet: args.require_quiet,
             verbosity,
             report: args.report,
             report_file: args.report_file.clone(),

@@ -240,6 +240,10 @@ pub trait JobGroup: fmt::Debug {
     fn inode(&self) -> Option<u64> {
         None
     }
+    /// Where its group is in the v2 hierarchy, if it is in that.
+    fn v2_location(&self) -> Option<&v2::Location> {
+        None
+    }
     /// Whether members are killed one by one, by signals: those that another user's processes do not take.
     fn kills_by_signals(&self) -> bool;
     /// How processes get in and are killed, in a few words for `--verbose`.

@@ -234,6 +234,10 @@ impl JobGroup for Group {
         self.job.inode()
     }
 
+    fn v2_location(&self) -> Option<&Location> {
+        Some(self.job.location())
+    }
+
     fn kills_by_signals(&self) -> bool {
         self.job.kills_by_signals()
     }

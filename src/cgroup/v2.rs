@@ -377,6 +377,10 @@ impl JobGroup for Group {
         rustix::fs::fstat(self.door.directory()).ok().map(|it| it.st_ino)
     }
 
+    fn v2_location(&self) -> Option<&Location> {
+        Some(&self.location)
+    }
+
     fn kills_by_signals(&self) -> bool {
         !self.has_kill()
     }

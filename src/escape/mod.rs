@@ -24,7 +24,7 @@
 //! that is none, however many processes the machine has.
 
 mod numbers;
-mod place;
+pub(crate) mod place;
 
 use std::collections::HashMap;
 use std::fs;

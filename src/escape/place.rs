@@ -19,7 +19,7 @@ const ENGINES: [&str; 7] = ["docker", "lxc", "libpod_parent", "buildkit", "conta
 
 /// Where a process is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     /// The container's unit, or else the innermost one.
     pub unit: Option<&'a str>,
     /// The group of the container, or else of that unit, or else the one that the process is in.
@@ -34,7 +34,7 @@ pub(super) struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// What the path of a group in the v2 hierarchy says.
-    pub(super) fn of(path: &'a Path) -> Self {
+    pub(crate) fn of(path: &'a Path) -> Self {
         let name = |group: &'a Path| group.file_name().and_then(OsStr::to_str);
         let groups = || path.ancestors().filter_map(|group| Some((group, name(group)?)));
         let container = groups().find(|(group, name)| {
@@ -62,8 +62,14 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Whether there is nothing but other units and containers below the group at `path`: a slice, or a container engine's group.
+    pub(crate) fn is_divided(path: &Path) -> bool {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        name.ends_with(".slice") || ENGINES.contains(&name)
+    }
+
     /// The file that systemd writes for a transient unit, and for no other.
-    pub(super) fn transient_file(&self, root: &Path, uid: u32, unit: &str) -> PathBuf {
+    pub(crate) fn transient_file(&self, root: &Path, uid: u32, unit: &str) -> PathBuf {
         let of_a_user = self.group.components().any(|component| match component {
             Component::Normal(name) => name.to_str().is_some_and(|name| name.starts_with("user@")),
             _ => false,

@@ -1,4 +1,4 @@
-//! The threads of a process, which may outlive the main one, and who traces it.
+//! The threads of a process, which may outlive the main one, and who traces it; and those of the kernel.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,26 @@ impl Stat {
     }
 }
 
+/// The kernel thread that starts all others, where our pid namespace is the machine's own.
+const KTHREADD: i32 = 2;
+
 impl Proc {
+    /// The kernel's own threads.
+    ///
+    /// # Errors
+    /// They are hidden, or in no pid namespace of ours.
+    pub fn kernel_threads(&self) -> io::Result<Vec<i32>> {
+        if !self.stat(KTHREADD)?.kernel_thread {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let flagged = |pid: &i32| self.stat(*pid).is_ok_and(|stat| stat.kernel_thread);
+        match self.children(KTHREADD) {
+            Ok(children) => Ok([KTHREADD].into_iter().chain(children).collect()),
+            // Built without CONFIG_PROC_CHILDREN: each is asked.
+            Err(_) => Ok(self.pids()?.into_iter().filter(flagged).collect()),
+        }
+    }
+
     /// The threads of a process. The files of a thread are found like those of a process, by its number.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use crate::lock::record::Pinned;
 use crate::machine::Machine;
 use crate::pin::{CpuList, Partition, Strength};
 use crate::user;
+use crate::verdict::Verdict;
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
@@ -60,6 +61,8 @@ pub struct Report {
     pub lingered_usec: Option<u64>,
     /// How it ended.
     pub exit: End,
+    /// Whether anybody else used the machine meanwhile; `null` where nothing ran, or nobody looked.
+    pub verdict: Option<Verdict>,
     /// CPU time by the time until no member was left, in percent of one core.
     pub cpu_average_percent: Option<f64>,
     /// What the whole job used, processes included that nobody waited for.
@@ -289,6 +292,7 @@ impl Report {
             wall_usec: None,
             lingered_usec: None,
             exit: End::because(Reason::Failed),
+            verdict: None,
             cpu_average_percent: None,
             usage: Usage::default(),
             waited_for: None,

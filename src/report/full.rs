@@ -11,6 +11,7 @@ use crate::job::Mode;
 use crate::machine::Machine;
 use crate::pin::{Partition, Strength};
 use crate::text;
+use crate::verdict::{Verdict, Word};
 
 /// Only processes that were waited for were counted.
 const AT_LEAST: &str = "at least ";
@@ -57,6 +58,7 @@ fn lines(report: &Report) -> Vec<Fact> {
         ("held", facts::known(report.held_usec.map(|usec| held(report, usec)))),
         ("waited", waited(report)),
     ];
+    lines.extend(report.verdict.iter().flat_map(quiet));
     let waited_for = report.waited_for.as_ref();
     let mut cpu = facts::cpu(usage);
     if let Some(percent) = report.cpu_average_percent {
@@ -145,6 +147,29 @@ fn held(report: &Report, usec: u64) -> String {
         (Mode::Shared, false) => format!("beside {}", neighbours(&report.shared_with)),
     };
     format!("{} {}, {with}", text::measured(Duration::from_micros(usec)), report.mode)
+}
+
+/// Whether the machine was quiet, and what is shown apart.
+fn quiet(verdict: &Verdict) -> Vec<Fact> {
+    let elsewhere = facts::time(verdict.elsewhere_usec).filter(|_| verdict.word == Word::Quiet);
+    let elsewhere = elsewhere.map(|time| format!("{time} of CPU time elsewhere"));
+    let was = facts::with_parts(Some(verdict.told()), &[("but for", elsewhere)]);
+    let apart = verdict.apart.as_ref().map(|apart| {
+        let pages = |pages: Option<u64>| pages.map(|pages| some(pages, "page"));
+        let ghz = |khz: u64| format!("{:.2}", khz as f64 / 1e6);
+        let parts = [
+            ("kernel threads", facts::time(apart.kernel_threads_usec)),
+            ("interrupts", facts::time(apart.interrupts_usec)),
+            ("taken by the host", facts::time(apart.steal_usec)),
+            ("too hot", apart.throttled.map(|count| some(count, "time"))),
+            ("swapped in", pages(apart.swapped_in_pages)),
+            ("swapped out", pages(apart.swapped_out_pages)),
+            ("at the end", apart.frequency_khz.map(|it| format!("{} to {} GHz", ghz(it.least), ghz(it.most)))),
+        ];
+        let told = parts.iter().filter_map(|(name, value)| value.as_ref().map(|value| format!("{name} {value}")));
+        ("beside it", told.collect::<Vec<_>>().join(", "))
+    });
+    [("machine was", was)].into_iter().chain(apart.filter(|(_, told)| !told.is_empty())).collect()
 }
 
 /// The job's number begins its identity.

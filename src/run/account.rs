@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Stat, fstat};
 
+use super::quiet;
 use crate::cgroup::{Backend, Population, Usage};
 use crate::child::Exit;
 use crate::clock;
@@ -28,6 +29,7 @@ use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, 
 use crate::report::full;
 use crate::settings::Settings;
 use crate::supervisor::{Ended as Leftover, Outcome};
+use crate::verdict::{Limit, Verdict};
 
 /// The account of one run; `None` where no report was asked for. What happens is told through a shared reference, which the
 /// guard has as well.
@@ -38,6 +40,8 @@ pub(super) struct Account(Option<Open>);
 struct Open {
     /// It is printed.
     text: bool,
+    /// It has a verdict.
+    judged: bool,
     /// It is written there.
     file: Option<(File, PathBuf)>,
     report: RefCell<Report>,
@@ -75,7 +79,8 @@ impl Account {
         report.message.clone_from(&settings.message);
         let report = RefCell::new(report);
         let (held_since, started, given_back) = (Cell::default(), Cell::default(), Cell::default());
-        Ok(Self(Some(Open { text: settings.report, file, report, held_since, started, given_back })))
+        let judged = settings.quiet_limit != Limit::None;
+        Ok(Self(Some(Open { text: settings.report, judged, file, report, held_since, started, given_back })))
     }
 
     /// A report was asked for.
@@ -204,8 +209,10 @@ impl Account {
     /// The supervisor was killed, and this is its guard: the job is over, and the machine given back.
     pub(super) fn supervisor_lost(&self, usage: Usage) {
         let given_back = self.given_back();
+        let judged = self.0.as_ref().is_some_and(|open| open.judged);
         self.note(|report| {
             report.exit.reason = Reason::SupervisorLost;
+            report.verdict = judged.then(quiet::supervisor_lost);
             report.usage = usage;
             report.held_usec = given_back.and_then(|given_back| given_back.held).map(in_usec);
             given_back.iter().for_each(|given_back| look_beside(report, given_back.at_usec));
@@ -222,10 +229,12 @@ impl Account {
         outcome: &Outcome,
         cancelled_by: Option<u32>,
         escapes: Option<Escapes>,
+        verdict: Option<Verdict>,
     ) -> (Option<String>, Option<String>) {
         let given_back = self.given_back();
         self.note(|report| {
             report.exit = end(outcome, cancelled_by);
+            report.verdict = verdict;
             report.usage = outcome.usage;
             report.waited_for = Some(outcome.waited_for);
             report.wall_usec = Some(in_usec(outcome.wall));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::limiting::{Limited, Limiting};
 use super::pinning::{self, Pinning};
+use super::quiet::Watched;
 use super::{Error, Run, WORTH_A_LINE, fatal, no_group, weaker};
 use crate::cgroup::controller::{self, Controller};
 use crate::cgroup::cpuset::{self, Way};
@@ -17,6 +18,7 @@ use crate::cgroup::v2::Location;
 use crate::cgroup::{Backend, Detected, JobGroup, Place, Population, Refusal, Usage, subreaper, v1, v2};
 use crate::escape::Trail;
 use crate::helper::{Begun, Interrupt};
+use crate::job::JobId;
 use crate::lock::{Change, Hold};
 use crate::pin::Partition;
 use crate::report;
@@ -38,6 +40,8 @@ pub(super) struct Job<'a> {
     pub(super) signals: &'a Signals,
     /// `None` inside another job, which holds the machine for us.
     pub(super) hold: Option<&'a Hold>,
+    /// That other job.
+    pub(super) inside: Option<JobId>,
     /// It waited so long that there is a line at its end, however short it is.
     pub(super) told: bool,
     /// Its group's name.
@@ -70,6 +74,8 @@ pub(super) struct Finished {
     pub(super) guard: Option<Guard>,
     /// What is to be said when the machine is given back.
     pub(super) warnings: Vec<String>,
+    /// What others used meanwhile, where somebody wants to know.
+    pub(super) watched: Option<Watched>,
 }
 
 impl Job<'_> {
@@ -351,6 +357,7 @@ impl Job<'_> {
         self.run.account.runs(main.started);
         self.run.say.detail_now(&format!("job group: {}", group.ways()));
         let started_usec = crate::clock::boottime_usec().saturating_sub(in_usec(main.started.elapsed()));
+        let first_look = self.first_look(group, &guard, main);
         let mut notice = |notice: Notice| self.notice(notice);
         let counters = |wall| self.counters(wall, !limited.limits.is_empty());
         let mut supervisor = Supervisor {
@@ -368,6 +375,7 @@ impl Job<'_> {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
         }
+        let watched = outcome.as_ref().ok().and_then(|outcome| self.second_look(first_look, group, outcome));
         let outcome = outcome.map(|it| Outcome { usage: self.with_v1_counters(it.usage), ..it });
         let trail = Trail { main: main.pid, started_usec, group_inode: group.inode() };
         let removed = group.remove();
@@ -387,7 +395,7 @@ impl Job<'_> {
                 }),
             );
         let warnings = warnings.chain(report::limits_reached(&outcome, limited.limits)).collect();
-        Ok(Finished { outcome, trail, guard, warnings })
+        Ok(Finished { outcome, trail, guard, warnings, watched })
     }
 
     /// What is to be read of a job that took this long: nothing that nobody is told. That one came to its limits is told.

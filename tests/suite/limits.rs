@@ -189,7 +189,7 @@ fn limits_are_the_job_s_and_neither_its_supervisor_s_nor_its_guard_s() {
 fn a_job_without_limits_has_no_groups_for_them() {
     needs!(V2, OwnGroup, V1("memory"), V1("pids"));
     let yard = Yard::new();
-    let config = yard.write("config.toml", "memory = '64M'\npids = 100\n");
+    let config = yard.write("config.toml", "quiet-limit = 'none'\nmemory = '64M'\npids = 100\n");
     for line in ["perflock", &format!("perflock --memory none --pids none --config {}", config.display())] {
         let job = yard.holder(line);
         assert_eq!(yard.groups(), Vec::<PathBuf>::new());
@@ -242,7 +242,7 @@ fn crowd(yard: &Yard, options: &str, count: usize) -> Cmd {
 fn a_limit_of_the_configuration_holds_unless_the_option_says_otherwise() {
     needs!(V2, OwnGroup, V1("memory"), V1("pids"), Program("perl"));
     let yard = Yard::new();
-    let config = yard.write("config.toml", "pids = 3\nmemory = '32M'\n");
+    let config = yard.write("config.toml", "quiet-limit = 'none'\npids = 3\nmemory = '32M'\n");
     let with = format!("--config {}", config.display());
     let refused = |limit: &str| {
         format!(
@@ -281,7 +281,7 @@ fn a_job_without_a_group_has_no_limits_and_is_refused_before_it_waits() {
     assert!(!world.path("ran").exists());
     end(holder);
     // What nobody asked for by name is told, and done without.
-    let config = world.write("config.toml", "memory = '64M'\npids = 10\n");
+    let config = world.write("config.toml", "quiet-limit = 'none'\nmemory = '64M'\npids = 10\n");
     let line = |options: &str| format!("perflock --cgroup none --config {} {options} echo ran", config.display());
     let why = "the job has no group of its own";
     let said = format!(
@@ -380,7 +380,7 @@ fn a_job_inside_another_is_limited_inside_that_one_s_limits() {
     assert_eq!(report(&yard, "outer")["exit"]["reason"], "exited");
     yard.assert_clean();
     // A default is for the job as a whole: no word about it for a part, nor a group.
-    let config = yard.write("config.toml", "memory = '64M'\npids = 20\n");
+    let config = yard.write("config.toml", "quiet-limit = 'none'\nmemory = '64M'\npids = 20\n");
     let with = format!("--config {}", config.display());
     for outer in [&*with, "--memory none"] {
         let cmd = yard.cmd(&format!("perflock {outer} pls {with} --report-file r true"));
@@ -406,7 +406,7 @@ fn a_plain_user_without_the_controllers_is_refused_or_told() {
         yard.cmd(&format!("perflock {option} touch ran")).run().exits(125).prints("").says(&said);
         assert!(!yard.path("ran").exists());
     }
-    let config = yard.write("config.toml", "memory = '64M'\npids = 10\n");
+    let config = yard.write("config.toml", "quiet-limit = 'none'\nmemory = '64M'\npids = 10\n");
     let said = format!(
         "perflock: not limited as configured (memory 64M: {no_memory}; 10 processes: {no_pids}; run perflock as root); --memory \
          none --pids none silences this\n"

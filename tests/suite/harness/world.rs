@@ -100,6 +100,8 @@ impl World {
         fs::set_permissions(world.lock(), fs::Permissions::from_mode(0o666)).unwrap();
         fs::set_permissions(world.queue(), fs::Permissions::from_mode(0o1777)).unwrap();
         world.install(uid);
+        // Tests that run beside each other are no quiet machine.
+        world.judge_quiet("none");
         settle(&mut world);
         world
     }
@@ -112,6 +114,13 @@ impl World {
                 fs::copy(built(name), self.path(name)).unwrap();
             }
         }
+    }
+
+    /// Sets how much others may use while a job of this world has the machine (`quiet-limit`); with `none` no job is judged.
+    pub(crate) fn judge_quiet(&self, limit: &str) {
+        let file = self.path(".config/perflock/config.toml");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, format!("quiet-limit = '{limit}'\n")).unwrap();
     }
 
     /// A file in the world's directory.

@@ -1,0 +1,338 @@
+//! The two looks at what others use: when a job's command was started, and when its group is empty.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::apart::{self, Counters, Figures};
+use super::judge::{self, OfProcess};
+use super::name;
+use super::tree::Tree;
+use crate::cgroup::v2::Location;
+use crate::clock;
+use crate::procfs::Proc;
+use crate::text;
+use crate::ticks::{self, Ticks};
+
+/// So many groups are read at the first look so that they can be named, about half a millisecond's worth. Those directly below
+/// the root are read in any case.
+pub const NAMEABLE: usize = 256;
+
+/// So many files are read before it is asked whether the command still runs.
+const BATCH: usize = 16;
+
+/// What is looked at: the machine, and where the job is in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// Processes.
+    pub proc: &'a Proc,
+    /// `/`, but in tests.
+    pub root: &'a Path,
+    /// The job's group, where it has one in the v2 hierarchy.
+    pub job: Option<&'a Location>,
+    /// That group's inode number: of groups that are made later it is higher.
+    pub job_inode: Option<u64>,
+    /// What is shown apart is wanted.
+    pub apart: bool,
+    /// Clock ticks per second, by which the kernel counts what processes use.
+    pub ticks_per_second: u64,
+}
+
+/// Why there is no look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The command ended meanwhile.
+    Ended,
+    /// A sentence fragment.
+    Why(String),
+}
+
+impl Missing {
+    fn of_processes(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Self::Ended,
+            _ => Self::Why(format!("processes cannot be looked at: {}", crate::error::reason(error))),
+        }
+    }
+}
+
+/// What was used when the command was started.
+#[derive(Debug)]
+pub struct First {
+    taken: Instant,
+    /// The same on the clock of processes.
+    taken_usec: u64,
+    groups: Option<Groups>,
+    /// Every process, where some of them are in no group that counts. Empty where none were.
+    processes: Ticks,
+    /// The job's own processes and ours.
+    own: HashSet<i32>,
+    apart: Option<Counters>,
+}
+
+/// What groups had used.
+#[derive(Debug)]
+struct Groups {
+    tree: Tree,
+    /// The root, where it is a group like others.
+    root_usec: Option<u64>,
+    /// The job itself.
+    job_usec: u64,
+    /// What it used since.
+    job_used_usec: u64,
+    /// By path.
+    usage_usec: HashMap<PathBuf, u64>,
+}
+
+/// What was used between the looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// How far the looks were apart.
+    pub elapsed: Duration,
+    /// The first of them, on the clock of processes.
+    pub since_usec: u64,
+    /// CPU time elsewhere, all together.
+    pub elsewhere_usec: u64,
+    /// In which groups, by path in the mounted part of the hierarchy; looked up only where there was more than allowed.
+    pub groups: Vec<Share>,
+    /// By which processes that are in no group.
+    pub processes: Vec<OfProcess>,
+    /// What else there may be, which cannot be seen: a sentence fragment.
+    pub unseen: Option<&'static str>,
+    /// What is shown apart.
+    pub apart: Option<Figures>,
+}
+
+/// What a group used, without such groups below it as have a share of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its path.
+    pub group: PathBuf,
+    /// CPU time.
+    pub usec: u64,
+}
+
+impl First {
+    /// Looks for the first time, as long as `goes_on` says that the command runs. `own` lists the job's processes and ours.
+    ///
+    /// # Errors
+    /// See [`Missing`].
+    pub fn look(scene: &Scene<'_>, own: impl Fn() -> Vec<i32>, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
+        let taken = Instant::now();
+        let mut first = Self {
+            taken,
+            taken_usec: clock::boottime_usec(),
+            groups: None,
+            processes: Ticks::default(),
+            own: HashSet::new(),
+            apart: None,
+        };
+        first.processes.taken_usec = first.taken_usec;
+        let mut by_process = true;
+        if let Some(job) = scene.job {
+            let mut groups = Groups::read(job, goes_on)?;
+            by_process = groups.root_usec.is_none() && !loose(&mut groups.tree, scene.proc)?.is_empty();
+            first.groups = Some(groups);
+        }
+        if by_process {
+            first.own.extend(own());
+            first.processes = Ticks::read_while(scene.proc, goes_on).map_err(|error| Missing::of_processes(&error))?;
+        }
+        if scene.apart {
+            first.apart = Some(Counters::read(scene.root, scene.proc, goes_on).ok_or(Missing::Ended)?);
+        }
+        if goes_on() { Ok(first) } else { Err(Missing::Ended) }
+    }
+
+    /// Looks for the second time. `unwaited` says what the job, having used this, used in processes that its supervisor did not
+    /// wait for; `most_usec` what may be used elsewhere: who it was is looked up only if it was more.
+    ///
+    /// # Errors
+    /// See [`Missing`].
+    pub fn second(
+        mut self,
+        scene: &Scene<'_>,
+        unwaited: impl Fn(Option<u64>) -> u64,
+        most_usec: impl Fn(Duration) -> u64,
+    ) -> Result<Seen, Missing> {
+        let elapsed = self.taken.elapsed();
+        let mut seen = Seen { elapsed, since_usec: self.taken_usec, ..Seen::default() };
+        if !scene.proc.sees_every_pid_namespace() {
+            seen.unseen = Some(OUTSIDE);
+        }
+        let Grouped { tops, in_root } = match (&mut self.groups, scene.job) {
+            (Some(groups), Some(job)) => groups.grouped(job, scene.proc)?,
+            _ => Grouped { tops: Vec::new(), in_root: None },
+        };
+        seen.elsewhere_usec = total(tops.iter().map(|share| share.usec));
+        let job_usec = self.groups.as_ref().map(|groups| groups.job_usec.saturating_add(groups.job_used_usec));
+        match (&self.groups, &in_root) {
+            (Some(_), None) => seen.unseen = Some(OUTSIDE),
+            (Some(_), Some(in_root)) if in_root.is_empty() => {}
+            _ => {
+                let after = Ticks::read(scene.proc).map_err(|error| Missing::of_processes(&error))?;
+                if after.own_only {
+                    seen.unseen = Some(HIDDEN);
+                }
+                let is_own = |pid: i32| self.own.contains(&pid);
+                let used = ticks::between(&self.processes, &after, scene.ticks_per_second, is_own).into_iter();
+                let counts = |pid: i32| in_root.as_ref().is_none_or(|in_root| in_root.contains(&pid));
+                let used = used.filter(|used| counts(used.stat.pid));
+                // Children that were waited for may have been in groups, or in the job's.
+                let counted_usec = seen.elsewhere_usec.saturating_add(unwaited(job_usec));
+                seen.processes = judge::processes(used, scene.ticks_per_second, counted_usec);
+                let loose_usec = total(seen.processes.iter().map(|process| process.usec));
+                seen.elsewhere_usec = seen.elsewhere_usec.saturating_add(loose_usec);
+            }
+        }
+        if let Some(before) = &self.apart
+            && let Some(after) = Counters::read(scene.root, scene.proc, &|| true)
+        {
+            let frequency_khz = apart::frequency_khz(scene.root);
+            seen.apart = Some(after.since(before, scene.ticks_per_second, frequency_khz));
+        }
+        if seen.elsewhere_usec > most_usec(elapsed) {
+            // Whoever ends now has no user any more.
+            seen.processes.iter_mut().for_each(|process| process.uid = scene.proc.uid(process.pid).ok());
+            if let (Some(groups), Some(job)) = (&mut self.groups, scene.job) {
+                tops.into_iter().for_each(|share| groups.divide(share, job, scene.job_inode, &mut seen.groups));
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Why more may have run than is seen.
+const OUTSIDE: &str = "what runs outside of this container cannot be seen";
+const HIDDEN: &str = "other users' processes are hidden (hidepid)";
+
+/// What groups used between the looks.
+struct Grouped {
+    /// Those directly below the root.
+    tops: Vec<Share>,
+    /// Processes that are in the root, where that counts nothing.
+    in_root: Option<HashSet<i32>>,
+}
+
+fn total(parts: impl Iterator<Item = u64>) -> u64 {
+    parts.fold(0, u64::saturating_add)
+}
+
+impl Groups {
+    fn read(job: &Location, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
+        let mut tree = Tree::open(&job.mount).map_err(|error| unreadable(&job.mount, &error))?;
+        // The job first: what it uses from here on is not taken for others'.
+        let job_usec = read(&mut tree, &job.relative)?.ok_or(Missing::Ended)?;
+        let root_usec = if tree.is_a_part() { read(&mut tree, Path::new(""))? } else { None };
+        let mut groups = Self { tree, root_usec, job_usec, job_used_usec: 0, usage_usec: HashMap::new() };
+        let mut pending = VecDeque::from([PathBuf::new()]);
+        while let Some(above) = pending.pop_front() {
+            let is_root = above.as_os_str().is_empty();
+            if !goes_on() {
+                return Err(Missing::Ended);
+            }
+            for group in groups.children(&above)? {
+                if !is_root && groups.usage_usec.len() >= NAMEABLE {
+                    return Ok(groups);
+                }
+                if groups.usage_usec.len() % BATCH == BATCH - 1 && !goes_on() {
+                    return Err(Missing::Ended);
+                }
+                if let Some(usec) = read(&mut groups.tree, &group)? {
+                    if name::is_opened(&group, &job.relative) {
+                        pending.push_back(group.clone());
+                    }
+                    groups.usage_usec.insert(group, usec);
+                }
+            }
+        }
+        Ok(groups)
+    }
+
+    fn children(&mut self, above: &Path) -> Result<Vec<PathBuf>, Missing> {
+        self.tree.children(above).map_err(|error| unreadable(above, &error))
+    }
+
+    fn grouped(&mut self, job: &Location, proc: &Proc) -> Result<Grouped, Missing> {
+        let job_usec = read(&mut self.tree, &job.relative)?
+            .ok_or_else(|| Missing::Why("the job's group was removed before it was read".to_owned()))?;
+        self.job_used_usec = job_usec.saturating_sub(self.job_usec);
+        let tops = self.tops(job)?;
+        let in_root = if self.root_usec.is_some() { None } else { Some(loose(&mut self.tree, proc)?) };
+        Ok(Grouped { tops, in_root })
+    }
+
+    /// What the groups directly below the root used elsewhere, or the root itself where that is a group.
+    fn tops(&mut self, job: &Location) -> Result<Vec<Share>, Missing> {
+        if let Some(before) = self.root_usec {
+            let after = read(&mut self.tree, Path::new(""))?.unwrap_or(before);
+            let usec = judge::elsewhere(Some(before), after, Some(self.job_used_usec));
+            return Ok(vec![Share { group: PathBuf::new(), usec }]);
+        }
+        let mut shares = Vec::new();
+        for group in self.children(Path::new(""))? {
+            if let Some(after) = read(&mut self.tree, &group)? {
+                // Every group that was there at the first look was read: this one was not there.
+                let before = self.usage_usec.get(&group).copied().or(Some(0));
+                let of_job = job.relative.starts_with(&group).then_some(self.job_used_usec);
+                let usec = judge::elsewhere(before, after, of_job);
+                if usec > 0 {
+                    shares.push(Share { group, usec });
+                }
+            }
+        }
+        Ok(shares)
+    }
+
+    /// Divides what a group used among those below it, as far down as they have names of their own. What cannot be read
+    /// any more stays with the group above.
+    fn divide(&mut self, share: Share, job: &Location, job_inode: Option<u64>, into: &mut Vec<Share>) {
+        let Share { group, mut usec } = share;
+        if group.as_os_str().is_empty() || name::is_opened(&group, &job.relative) {
+            for below in self.tree.children(&group).unwrap_or_default() {
+                let Ok(Some(after)) = self.tree.usage_usec(&below) else { continue };
+                let mut made_since = || job_inode.is_some_and(|inode| self.tree.inode(&below) > Some(inode));
+                let before = self.usage_usec.get(&below).copied().or_else(|| made_since().then_some(0));
+                let of_job = job.relative.starts_with(&below).then_some(self.job_used_usec);
+                let part = judge::elsewhere(before, after, of_job).min(usec);
+                if part > 0 {
+                    usec -= part;
+                    self.divide(Share { group: below, usec: part }, job, job_inode, into);
+                }
+            }
+        }
+        if usec > 0 {
+            into.push(Share { group, usec });
+        }
+    }
+}
+
+fn read(tree: &mut Tree, group: &Path) -> Result<Option<u64>, Missing> {
+    tree.usage_usec(group).map_err(|error| unreadable(group, &error))
+}
+
+fn unreadable(group: &Path, error: &io::Error) -> Missing {
+    let what = match error.kind() {
+        io::ErrorKind::InvalidData => "it has no counter of CPU time".to_owned(),
+        _ => crate::error::reason(error),
+    };
+    let group = if group.is_absolute() { group.to_owned() } else { Path::new("/").join(group) };
+    Missing::Why(format!("the group {} cannot be read: {what}", text::path(&group)))
+}
+
+/// The processes in the root of the hierarchy, which counts nothing, without the kernel's own threads.
+fn loose(tree: &mut Tree, proc: &Proc) -> Result<HashSet<i32>, Missing> {
+    let listed = tree.processes_of_the_root().map_err(|error| unreadable(Path::new("/"), &error))?;
+    let of_the_kernel = proc.kernel_threads();
+    // Others' processes are hidden. Where the first of all is in a group, so is whatever it started.
+    let hidden = of_the_kernel.is_err() && listed.contains(&1);
+    let of_the_kernel: HashSet<i32> = of_the_kernel.unwrap_or_default().into_iter().collect();
+    let is_loose = |pid: &i32| *pid > 0 && !of_the_kernel.contains(pid);
+    // Not a thread that was made between the two lists.
+    let is_of_users = |pid: &i32| hidden || proc.stat(*pid).is_ok_and(|stat| !stat.kernel_thread);
+    Ok(listed.into_iter().filter(is_loose).filter(is_of_users).collect())
+}
+
+#[cfg(test)]
+mod tests;
