@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use super::look::{Seen, Share};
 use super::{Culprit, Kind, Program};
@@ -173,10 +173,7 @@ fn processes_in<'a>(
         if ticks == 0 {
             continue;
         }
-        let Some(group) = proc.cgroup_v2(pid).ok().and_then(|path| Some(path.strip_prefix(base).ok()?.to_owned()))
-        else {
-            continue;
-        };
+        let Some(group) = proc.cgroup_v2(pid).ok().and_then(|path| below(base, &path)) else { continue };
         // The innermost, which has the process.
         let share =
             shares.iter().filter(|share| group.starts_with(&share.group)).max_by_key(|share| depth(&share.group));
@@ -191,6 +188,12 @@ fn processes_in<'a>(
         });
     }
     groups
+}
+
+/// A group's path in the mounted part of the hierarchy. Seen from a cgroup namespace, what is outside begins with `/..`.
+fn below(base: &Path, path: &Path) -> Option<PathBuf> {
+    let group = path.strip_prefix(base).ok()?;
+    group.components().all(|component| matches!(component, Component::Normal(_))).then(|| group.to_owned())
 }
 
 /// With its children that ended; not those of everybody, that the first process waited for.
@@ -278,6 +281,8 @@ mod tests {
         process(21, "/base/a/b/c", 200, 7);
         process(22, "/base/a", 5, 7);
         process(23, "/elsewhere/a", 5, 7);
+        // Outside of a namespace.
+        process(24, "/base/../a", 5, 7);
         let shares = [("a", 500_000), ("a/b", 50_000)].map(|(group, usec)| Share { group: group.into(), usec });
         let found = processes_in(&shares, Path::new("/base"), 1_000_000, &Proc::at(root.path()), 100);
         let told = |group: &str| {

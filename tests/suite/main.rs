@@ -38,6 +38,7 @@ mod pins_hostile;
 mod pins_leases;
 mod programs;
 mod queue;
+mod quiet;
 mod readme;
 mod regressions;
 mod release;
