@@ -1,4 +1,4 @@
-//! The clock that tickets are stamped with.
+//! Clocks: that which tickets are stamped with, above all.
 
 use std::time::Duration;
 
@@ -15,6 +15,12 @@ pub fn boottime_usec() -> u64 {
 /// How long ago a [`boottime_usec`] stamp was. A stamp in the future, which only a forged ticket has, is now.
 pub fn since(stamp_usec: u64) -> Duration {
     Duration::from_micros(boottime_usec().saturating_sub(stamp_usec))
+}
+
+/// The CPU time that this thread has used.
+pub fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
 /// The time of day where we are: `14:03:22`; empty where the C library cannot tell.

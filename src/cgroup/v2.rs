@@ -39,6 +39,17 @@ impl Location {
         Some(Self { mount: self.mount.clone(), relative, path })
     }
 
+    /// The path in the hierarchy of what is mounted there: `/`, where it is all of it.
+    pub fn mounted(&self) -> &Path {
+        self.path.ancestors().nth(self.relative.components().count()).unwrap_or(Path::new("/"))
+    }
+
+    /// Where another group is in the same mount, if it is there. Seen from a cgroup namespace, what is outside begins with `/..`.
+    pub fn relative_of(&self, path: &Path) -> Option<PathBuf> {
+        let relative = path.strip_prefix(self.mounted()).ok()?;
+        relative.components().all(|part| matches!(part, Component::Normal(_))).then(|| relative.to_owned())
+    }
+
     /// Its path in the mount has no detours, which could lead out of the hierarchy.
     pub fn is_plain(&self) -> bool {
         self.relative.components().all(|part| matches!(part, Component::Normal(_)))
@@ -453,6 +464,24 @@ mod tests {
         let parent = Location { mount: directory.path().to_owned(), relative: PathBuf::new(), path: "/".into() };
         assert!(matches!(Group::create(&parent, "perflock-1"), Err(GroupError::Refused { .. })));
         assert!(!directory.path().join("perflock-1").exists());
+    }
+
+    #[test]
+    fn another_group_is_found_in_the_same_mount() {
+        let job = Location { path: "/docker/7/a/perflock-1".into(), ..location("a/perflock-1") };
+        assert_eq!(job.mounted(), Path::new("/docker/7"));
+        for (path, relative) in [
+            ("/docker/7/b/c", Some("b/c")),
+            ("/docker/7", Some("")),
+            ("/docker/77/b", None),
+            ("/docker/7/../8", None),
+            ("/", None),
+        ] {
+            assert_eq!(job.relative_of(Path::new(path)), relative.map(PathBuf::from), "{path}");
+        }
+        let whole = location("a/perflock-1");
+        assert_eq!(whole.relative_of(Path::new("/b")), Some("b".into()));
+        assert_eq!(whole.relative_of(Path::new("/../b")), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whether the machine was quiet while a job had it: when it is looked, and what is said.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use super::Run;
 use super::job::Job;
 use crate::cgroup::v2::Location;
 use crate::cgroup::{JobGroup, Usage};
+use crate::clock;
 use crate::exit;
 use crate::job::Mode;
 use crate::procfs::Proc;
@@ -17,7 +19,7 @@ use crate::supervisor::guard::Guard;
 use crate::supervisor::spawn::Main;
 use crate::text;
 use crate::verdict::look::{First, Missing, Scene, Seen};
-use crate::verdict::{self, Limit, SHORTEST, Verdict, Word, judge, name};
+use crate::verdict::{Limit, SHORTEST, Verdict, Word, judge, name};
 
 /// What was seen elsewhere while a job ran, or why nobody knows.
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Job<'_> {
             return None;
         }
         let ended = || {
-            let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&main.pidfd), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(main.pidfd.as_fd(), PollFlags::POLLIN)];
             crate::poll::until(&mut fds, Some(Instant::now())).is_err() || fds[0].any() == Some(true)
         };
         let own = || {
@@ -95,6 +97,7 @@ impl Job<'_> {
             job_inode: group.inode(),
             apart: self.run.account.is_wanted() || !settings.quiet_counts.is_empty(),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
+            ours: clock::cpu_time,
         }
     }
 }
@@ -153,5 +156,5 @@ impl Run {
 
 /// What a guard says whose supervisor was killed: the second look was that one's to take.
 pub(super) fn supervisor_lost() -> Verdict {
-    verdict::Verdict::unknown("perflock was killed")
+    Verdict::unknown("perflock was killed")
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::cgroup::usage::keyed;
 use crate::procfs::{self, Proc};
 
-/// So many files are read before it is asked whether to go on.
-const BATCH: usize = 16;
+/// So many threads are read before it is asked whether to go on.
+const BATCH: usize = 4;
 
 /// What happened apart from what groups and processes used; `None` where the kernel does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

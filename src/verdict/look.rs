@@ -37,6 +37,8 @@ pub struct Scene<'a> {
     pub apart: bool,
     /// Clock ticks per second, by which the kernel counts what processes use.
     pub ticks_per_second: u64,
+    /// What this process has used, which is in some group.
+    pub ours: fn() -> Duration,
 }
 
 /// Why there is no look.
@@ -68,6 +70,8 @@ pub struct First {
     processes: Ticks,
     /// The job's own processes and ours.
     own: HashSet<i32>,
+    /// What this process had used.
+    ours: Duration,
     apart: Option<Counters>,
 }
 
@@ -126,6 +130,7 @@ impl First {
             groups: None,
             processes: Ticks::default(),
             own: HashSet::new(),
+            ours: (scene.ours)(),
             apart: None,
         };
         first.processes.taken_usec = first.taken_usec;
@@ -162,7 +167,7 @@ impl First {
             seen.unseen = Some(OUTSIDE);
         }
         let Grouped { tops, in_root } = match (&mut self.groups, scene.job) {
-            (Some(groups), Some(job)) => groups.grouped(job, scene.proc)?,
+            (Some(groups), Some(job)) => groups.grouped(job, scene.proc, (scene.ours)().saturating_sub(self.ours))?,
             _ => Grouped { tops: Vec::new(), in_root: None },
         };
         seen.elsewhere_usec = total(tops.iter().map(|share| share.usec));
@@ -254,11 +259,17 @@ impl Groups {
         self.tree.children(above).map_err(|error| unreadable(above, &error))
     }
 
-    fn grouped(&mut self, job: &Location, proc: &Proc) -> Result<Grouped, Missing> {
+    /// What groups used, without the job, and without what we did ourselves.
+    fn grouped(&mut self, job: &Location, proc: &Proc, ours: Duration) -> Result<Grouped, Missing> {
         let job_usec = read(&mut self.tree, &job.relative)?
             .ok_or_else(|| Missing::Why("the job's group was removed before it was read".to_owned()))?;
         self.job_used_usec = job_usec.saturating_sub(self.job_usec);
-        let tops = self.tops(job)?;
+        let mut tops = self.tops(job)?;
+        let own = proc.own_cgroup_v2().ok().and_then(|path| job.relative_of(&path));
+        let around_us = |share: &&mut Share| own.as_ref().is_some_and(|own| own.starts_with(&share.group));
+        if let Some(share) = tops.iter_mut().find(around_us) {
+            share.usec = share.usec.saturating_sub(u64::try_from(ours.as_micros()).unwrap_or(u64::MAX));
+        }
         let in_root = if self.root_usec.is_some() { None } else { Some(loose(&mut self.tree, proc)?) };
         Ok(Grouped { tops, in_root })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use super::look::{Seen, Share};
 use super::{Culprit, Kind, Program};
@@ -47,11 +47,10 @@ pub fn culprits(seen: &Seen, proc: &Proc, job: Option<&Location>, ticks_per_seco
     let mut culprits: Vec<Culprit> = Vec::new();
     if let Some(job) = job {
         let shares: Vec<&Share> = seen.groups.iter().filter(|share| share.usec >= least_usec).collect();
-        let base = job.path.ancestors().nth(job.relative.components().count()).unwrap_or(Path::new("/"));
-        let mut found = processes_in(&seen.groups, base, seen.since_usec, proc, ticks_per_second);
+        let mut found = processes_in(&seen.groups, job, seen.since_usec, proc, ticks_per_second);
         culprits.extend(shares.into_iter().map(|share| {
             let owner = || std::fs::metadata(job.mount.join(&share.group)).ok().map(|metadata| metadata.uid());
-            culprit(share, base, found.remove(&*share.group).unwrap_or_default(), owner)
+            culprit(share, job.mounted(), found.remove(&*share.group).unwrap_or_default(), owner)
         }));
     }
     let mut users: BTreeMap<u32, Vec<Found>> = BTreeMap::new();
@@ -156,7 +155,7 @@ fn programs(mut found: Vec<Found>, all_usec: u64) -> Vec<Program> {
 /// What lives now in the groups that have a share, and may have used it, by group.
 fn processes_in<'a>(
     shares: &'a [Share],
-    base: &Path,
+    job: &Location,
     since_usec: u64,
     proc: &Proc,
     ticks_per_second: u64,
@@ -173,7 +172,7 @@ fn processes_in<'a>(
         if ticks == 0 {
             continue;
         }
-        let Some(group) = proc.cgroup_v2(pid).ok().and_then(|path| below(base, &path)) else { continue };
+        let Some(group) = proc.cgroup_v2(pid).ok().and_then(|path| job.relative_of(&path)) else { continue };
         // The innermost, which has the process.
         let share =
             shares.iter().filter(|share| group.starts_with(&share.group)).max_by_key(|share| depth(&share.group));
@@ -188,12 +187,6 @@ fn processes_in<'a>(
         });
     }
     groups
-}
-
-/// A group's path in the mounted part of the hierarchy. Seen from a cgroup namespace, what is outside begins with `/..`.
-fn below(base: &Path, path: &Path) -> Option<PathBuf> {
-    let group = path.strip_prefix(base).ok()?;
-    group.components().all(|component| matches!(component, Component::Normal(_))).then(|| group.to_owned())
 }
 
 /// With its children that ended; not those of everybody, that the first process waited for.
@@ -281,10 +274,10 @@ mod tests {
         process(21, "/base/a/b/c", 200, 7);
         process(22, "/base/a", 5, 7);
         process(23, "/elsewhere/a", 5, 7);
-        // Outside of a namespace.
-        process(24, "/base/../a", 5, 7);
+        let job =
+            Location { mount: root.path().into(), relative: "perflock-1".into(), path: "/base/perflock-1".into() };
         let shares = [("a", 500_000), ("a/b", 50_000)].map(|(group, usec)| Share { group: group.into(), usec });
-        let found = processes_in(&shares, Path::new("/base"), 1_000_000, &Proc::at(root.path()), 100);
+        let found = processes_in(&shares, &job, 1_000_000, &Proc::at(root.path()), 100);
         let told = |group: &str| {
             let one = |found: &Found| (found.name.clone(), found.usec, found.at_most);
             found[Path::new(group)].iter().map(one).collect::<Vec<_>>()

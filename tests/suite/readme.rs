@@ -60,6 +60,9 @@ fn every_console_block_does_what_the_readme_shows() {
         }
         let world = World::new();
         world.write("Makefile", "all:\n\t@echo compiling\nbench:\n\t@echo running the benchmark\n");
+        if commands.iter().any(|(command, _)| command.contains("-quiet")) {
+            world.judge_quiet("5%");
+        }
         // `sudo` may be missing, and nothing is to be gained by root. Each command's output goes to a file of its own,
         // and a job in the background has begun before the next command.
         let mut script = "mount -t tmpfs tmpfs /run\nsudo() { \"$@\"; }\n".to_owned();

@@ -9,6 +9,8 @@ use perflock::escape::{Escaped, Possible};
 use perflock::job::Mode;
 use perflock::report::document::{End, Leftovers, Neighbour, Person, Process, Reason, Report, Waited};
 use perflock::report::full;
+use perflock::verdict::apart::{Figures, Range};
+use perflock::verdict::{Culprit, Kind, Program, Verdict, Word};
 use proptest::prelude::*;
 
 /// What people write, often as short as it gets and of what looks like nothing or like one of our own signs.
@@ -127,6 +129,37 @@ fn end_of_a_run() -> impl Strategy<Value = End> {
     })
 }
 
+/// On the heap: the stack of a test is small for all that a report is made of.
+fn verdict() -> BoxedStrategy<Option<Verdict>> {
+    let program = (words(), any::<u64>(), any::<bool>());
+    let program = program.prop_map(|(name, cpu_usec, at_most)| Program { name, cpu_usec, at_most });
+    let kind = proptest::sample::select(vec![Kind::User, Kind::Service, Kind::Container]);
+    let programs = proptest::collection::vec(program, 0..4);
+    let culprit = (words(), kind, any::<Option<u32>>(), proptest::option::of(words()), any::<u64>(), programs);
+    let culprit = culprit.prop_map(|(name, kind, uid, group, cpu_usec, programs)| Culprit {
+        name,
+        kind,
+        uid,
+        group,
+        cpu_usec,
+        programs,
+    });
+    let figures = proptest::array::uniform6(counter()).prop_map(|n| Figures {
+        kernel_threads_usec: n[0],
+        steal_usec: n[1],
+        interrupts_usec: n[2],
+        throttled: n[3],
+        swapped_in_pages: n[4],
+        swapped_out_pages: n[5],
+        frequency_khz: n[0].map(|least| Range { least, most: n[1].unwrap_or(0) }),
+    });
+    let word = proptest::sample::select(vec![Word::Quiet, Word::Disturbed, Word::Unknown]);
+    let by = proptest::collection::vec(culprit, 0..4);
+    let parts = (word, proptest::option::of(words()), counter(), by, proptest::option::of(figures));
+    let one = parts.prop_map(|(word, why, elsewhere_usec, by, apart)| Verdict { word, why, elsewhere_usec, by, apart });
+    proptest::option::of(one).boxed()
+}
+
 fn any_report() -> impl Strategy<Value = Report> {
     let words = (
         proptest::collection::vec(words(), 0..4),
@@ -142,8 +175,8 @@ fn any_report() -> impl Strategy<Value = Report> {
         proptest::option::of(prop_oneof![0.0..1e9, Just(f64::NAN)]),
     );
     let others = (neighbours(), neighbours(), processes(), escaped(), any::<usize>(), possible());
-    (words, times, others, usage(), waited_for(), end_of_a_run()).prop_map(
-        |(words, times, others, usage, waited_for, exit)| {
+    (words, times, others, (usage(), verdict()), waited_for(), end_of_a_run()).prop_map(
+        |(words, times, others, (usage, verdict), waited_for, exit)| {
             let mode = if words.3 { Mode::Shared } else { Mode::Exclusive };
             let mut report = Report::new(words.0, mode, Path::new("/lock").to_owned(), SystemTime::UNIX_EPOCH);
             (report.message, report.inside) = (words.1, words.2);
@@ -152,6 +185,7 @@ fn any_report() -> impl Strategy<Value = Report> {
             report.shared_with = others.1;
             report.leftovers = Some(Leftovers { count: others.4, named: others.2 });
             report.possible_escapes = others.5;
+            report.verdict = verdict;
             (report.escaped, report.usage, report.waited_for, report.exit) = (others.3, usage, waited_for, exit);
             report.notes = full::notes(&report);
             report

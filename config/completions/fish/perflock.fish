@@ -30,6 +30,7 @@ complete -c perflock -n __fish_perflock_options -s x -l exclusive -d 'Have the m
 complete -c perflock -n __fish_perflock_options -s n -l nonblock -l nb -d 'Fail instead of waiting, with exit code 75 or -E\'s'
 complete -c perflock -n __fish_perflock_options -l smt -d 'With --cores: use every thread of each core'
 complete -c perflock -n __fish_perflock_options -l isolated -d 'Keep everybody else off the job\'s processors, the kernel\'s load balancing too (root)'
+complete -c perflock -n __fish_perflock_options -l require-quiet -d 'Exit with 76 if anybody else used the machine while the command had it, or if that is not known, and it exited with 0'
 complete -c perflock -n __fish_perflock_options -l report -d 'Afterwards tell all that is known of the run, on stderr'
 complete -c perflock -n __fish_perflock_options -l private -d 'Use a lock of your own: only your jobs exclude each other'
 complete -c perflock -n __fish_perflock_options -l setup -d 'Set this machine up: create the lock file and the queue directory, now and at every boot, and let users\' jobs have cpusets'

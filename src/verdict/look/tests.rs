@@ -57,6 +57,7 @@ impl Machine {
             job_inode: Some(u64::MAX),
             apart: false,
             ticks_per_second: 100,
+            ours: || Duration::ZERO,
         }
     }
 
@@ -103,6 +104,20 @@ fn what_the_job_used_is_taken_off_what_is_above_it() {
     let first = machine.first();
     machine.used(&[("mine", 600)]);
     assert_eq!(machine.second(first, 1000), (594, vec![], vec![]));
+}
+
+#[test]
+fn what_we_used_ourselves_is_nobody_s() {
+    let machine = Machine::new("mine/perflock-1");
+    machine.used(&[("mine", 0), ("mine/perflock-1", 0), ("other", 0)]);
+    machine.write("proc/self/cgroup", "0::/mine\n");
+    let first = machine.first();
+    machine.used(&[("mine", 900), ("other", 100)]);
+    let scene = Scene { ours: || Duration::from_micros(700), ..machine.scene() };
+    let seen = first.second(&scene, |_| 0, |_| 0).unwrap();
+    let share = |group: &str, usec| Share { group: group.into(), usec };
+    assert_eq!(seen.elsewhere_usec, 300);
+    assert!(seen.groups.contains(&share("mine", 200)) && seen.groups.contains(&share("other", 100)), "{seen:?}");
 }
 
 #[test]

@@ -41,7 +41,7 @@ use super::cores::CoreMap;
 use super::snapshot::{Memory, Snapshot};
 use super::tree::{self, Process};
 use crate::cgroup::Usage;
-use crate::clock;
+use crate::clock::{self, cpu_time};
 use crate::exit::Ending;
 use crate::lock::{Lock, LockError};
 use crate::procfs::{MachineCpu, Proc};
@@ -52,7 +52,7 @@ use crate::text;
 use app::{App, Setting};
 use keys::{Decoder, Key};
 use outside::Outside;
-use pace::{Pace, cpu_time};
+use pace::Pace;
 use screen::Screen;
 
 /// Rates need a second look, and nobody wants to wait long for the first of them.

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, cpu_time};
+use super::pace::Pace;
+use crate::clock::cpu_time;
 use crate::procfs::Proc;
 use crate::ticks::Ticks;
 use crate::wholock::load::{self, Load};

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 /// Keeps what is done again and again to a share of one core's time, whatever it turns out to cost.
 #[derive(Debug)]
 pub struct Pace {
@@ -27,12 +25,6 @@ impl Pace {
         let pause = Duration::try_from_secs_f64(cost.as_secs_f64() / self.share).unwrap_or(Duration::MAX);
         self.next = Some(now.checked_add(pause).unwrap_or(now + LONGEST));
     }
-}
-
-/// What this thread has used.
-pub fn cpu_time() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
 /// Stands for a pause that no clock can hold.
