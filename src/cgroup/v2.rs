@@ -1,13 +1,16 @@
 //! A job group in the cgroup v2 hierarchy, also where v1 hierarchies own the controllers: membership, CPU time, kill
 //! and events need none. Kernel side: Documentation/admin-guide/cgroup-v2.rst.
 
+mod location;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+pub use location::Location;
 use rustix::fs::{OFlags, inotify};
 
 use super::door::{self, Door};
@@ -15,51 +18,6 @@ use super::{Entry, GroupError, JobGroup, Maker, Population, Usage, freeze, unifi
 use crate::error::FileError;
 use crate::job::GROUP_PREFIX;
 use crate::procfs::{self, Proc};
-
-/// A group in a mounted v2 hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Where the hierarchy is mounted.
-    pub mount: PathBuf,
-    /// The group's path in the mount, without a leading slash.
-    pub relative: PathBuf,
-    /// The group's path in the hierarchy, as `/proc/PID/cgroup` names it.
-    pub path: PathBuf,
-}
-
-impl Location {
-    /// The group `name` directly below.
-    pub fn child(&self, name: &str) -> Self {
-        Self { mount: self.mount.clone(), relative: self.relative.join(name), path: self.path.join(name) }
-    }
-
-    /// The group above, if it is in the mount.
-    pub fn parent(&self) -> Option<Self> {
-        let (relative, path) = (self.relative.parent()?.to_owned(), self.path.parent()?.to_owned());
-        Some(Self { mount: self.mount.clone(), relative, path })
-    }
-
-    /// The path in the hierarchy of what is mounted there: `/`, where it is all of it.
-    pub fn mounted(&self) -> &Path {
-        self.path.ancestors().nth(self.relative.components().count()).unwrap_or(Path::new("/"))
-    }
-
-    /// Where another group is in the same mount, if it is there. Seen from a cgroup namespace, what is outside begins with `/..`.
-    pub fn relative_of(&self, path: &Path) -> Option<PathBuf> {
-        let relative = path.strip_prefix(self.mounted()).ok()?;
-        relative.components().all(|part| matches!(part, Component::Normal(_))).then(|| relative.to_owned())
-    }
-
-    /// Its path in the mount has no detours, which could lead out of the hierarchy.
-    pub fn is_plain(&self) -> bool {
-        self.relative.components().all(|part| matches!(part, Component::Normal(_)))
-    }
-
-    /// Its directory.
-    pub fn directory(&self) -> PathBuf {
-        self.mount.join(&self.relative)
-    }
-}
 
 /// A job group.
 #[derive(Debug)]
@@ -429,6 +387,7 @@ fn remove_tree(directory: &Path) -> Result<(), GroupError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::path::Component;
 
     fn location(relative: &str) -> Location {
         Location {
@@ -464,24 +423,6 @@ mod tests {
         let parent = Location { mount: directory.path().to_owned(), relative: PathBuf::new(), path: "/".into() };
         assert!(matches!(Group::create(&parent, "perflock-1"), Err(GroupError::Refused { .. })));
         assert!(!directory.path().join("perflock-1").exists());
-    }
-
-    #[test]
-    fn another_group_is_found_in_the_same_mount() {
-        let job = Location { path: "/docker/7/a/perflock-1".into(), ..location("a/perflock-1") };
-        assert_eq!(job.mounted(), Path::new("/docker/7"));
-        for (path, relative) in [
-            ("/docker/7/b/c", Some("b/c")),
-            ("/docker/7", Some("")),
-            ("/docker/77/b", None),
-            ("/docker/7/../8", None),
-            ("/", None),
-        ] {
-            assert_eq!(job.relative_of(Path::new(path)), relative.map(PathBuf::from), "{path}");
-        }
-        let whole = location("a/perflock-1");
-        assert_eq!(whole.relative_of(Path::new("/b")), Some("b".into()));
-        assert_eq!(whole.relative_of(Path::new("/../b")), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! What is *seen* elsewhere is summed up, never the machine's CPU time less the job's: the counters of the whole machine go by
 //! the ticks of its clock and are off by seconds on one that is idle. Nothing is looked at while the job runs. There are two
-//! [`look`]s, right after the command was started and when its group is empty, with the machine still held:
+//! [`look`]s, just after the command was started and when its group is empty, with the machine still held:
 //!
 //! - In cgroup v2, `usage_usec` of `cpu.stat` is exact and has all that is below a group in it, what was removed included. The
 //!   [`tree`]'s root has no such counter of its own, so its children are read; of that which the job is in, the job's own time
@@ -16,7 +16,8 @@
 //! while the machine is held still, since the next job's time must not be in it; and who that is ([`name`]) when it was given
 //! back.
 //!
-//! The first look gives up as soon as the command has ended: of jobs shorter than [`SHORTEST`] nothing is said.
+//! The first look waits a hundredth of a second for commands that are shorter, so that it costs them nothing, and gives up as
+//! soon as the command has ended: of jobs shorter than [`SHORTEST`] nothing is said.
 //!
 //! Kernel threads, interrupts, what the host of a virtual machine took, heat and swap are read for a report, and shown
 //! [`apart`]: much of it is the job's own doing. They count as a disturbance where the configuration says so.

@@ -29,7 +29,7 @@ usage: cargo xtask check
            --profile NAME         how the programs are built [default: release]
            --deb-version VERSION  another than Cargo.toml's
            --out DIR              where they are put [default: target/packages]
-       cargo xtask bench [start|queue|release|bomb|escapes|wholock|idle|usage|pins]... [OPTION]...
+       cargo xtask bench [start|queue|release|bomb|escapes|wholock|idle|usage|pins|verdict]... [OPTION]...
            what perflock costs, as interleaved pairs; without a name: everything
            --pairs N      rounds per measurement [default: 100; queue and usage's jobs: N/20, bomb: N/10, release
                           and pins' jobs: N/5, at least 5; escapes: 2 N]

@@ -6,6 +6,9 @@ use std::fs;
 use super::*;
 use crate::procfs::Proc;
 
+/// The whole, the shares of groups, and those of processes.
+type Told = (u64, Vec<(String, u64)>, Vec<(i32, u64)>);
+
 /// A machine below a directory: `/proc`, and a v2 hierarchy in which the job has a group.
 struct Machine {
     root: tempfile::TempDir,
@@ -65,8 +68,8 @@ impl Machine {
         First::look(&self.scene(), Vec::new, &|| true).unwrap()
     }
 
-    /// What is seen when so much is allowed: the whole, the groups' shares and the processes'.
-    fn second(&self, first: First, most_usec: u64) -> (u64, Vec<(String, u64)>, Vec<(i32, u64)>) {
+    /// What is seen when so much is allowed.
+    fn second(&self, first: First, most_usec: u64) -> Told {
         let seen = first.second(&self.scene(), |_| 0, |_| most_usec).unwrap();
         let share = |share: &Share| (share.group.to_str().unwrap().to_owned(), share.usec);
         let mut shares: Vec<_> = seen.groups.iter().map(share).collect();
@@ -209,8 +212,8 @@ fn the_baseline_for_names_has_an_end() {
     let first = machine.first();
     let read = first.groups.as_ref().unwrap();
     assert_eq!(read.usage_usec.len(), NAMEABLE);
-    let unread = (0..NAMEABLE + 50).map(|number| format!("system.slice/{number}.service"));
-    let unread = unread.filter(|group| !read.usage_usec.contains_key(Path::new(group))).next().unwrap();
+    let mut unread = (0..NAMEABLE + 50).map(|number| format!("system.slice/{number}.service"));
+    let unread = unread.find(|group| !read.usage_usec.contains_key(Path::new(group))).unwrap();
     machine.used(&[("system.slice", 3000), (&unread, 2001)]);
     // Counted, but told as the group above it: what it had used before is not known.
     let expected = vec![("system.slice".to_owned(), 2000)];

@@ -19,6 +19,7 @@ mod start;
 pub(crate) mod stats;
 pub(crate) mod tools;
 mod usage;
+mod verdict;
 
 use std::process::ExitCode;
 
@@ -30,7 +31,8 @@ use stats::Line;
 pub(crate) const INSIDE: &str = "--inside";
 
 /// The measurements, by the names that the command line knows.
-const NAMES: [&str; 9] = ["start", "queue", "release", "bomb", "escapes", "wholock", "idle", "usage", "pins"];
+const NAMES: [&str; 10] =
+    ["start", "queue", "release", "bomb", "escapes", "wholock", "idle", "usage", "pins", "verdict"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +139,9 @@ fn inside(place: &Inside, options: &Options) -> Result<ExitCode, Failure> {
     }
     if options.wants("pins") {
         pins::measure(place, options.pairs, &mut print)?;
+    }
+    if options.wants("verdict") {
+        verdict::measure(place, options.pairs, &mut print)?;
     }
     if options.wants("escapes") {
         escapes::measure(place, options.pairs * 2, &mut print)?;
