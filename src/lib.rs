@@ -58,8 +58,8 @@
 //! the guard writes the file, after it has given the machine back. What has to be looked up is looked up then too, so that a
 //! report never lengthens the hold; only the group's counters must be read before the group is removed. [`diff`] reads what it left.
 //!
-//! *The verdict* ([`verdict`]): what others use is looked at when the command was started, before the supervisor sleeps for the first
-//! time, and when the group is empty, before it is removed. Who it was is looked up when the machine was given back.
+//! *The verdict* ([`verdict`]): what others use is looked at when the command has run for 10 ms, before the supervisor sleeps until
+//! something happens, and when the group is empty, before it is removed. Who it was is looked up when the machine was given back.
 //!
 //! Each of these steps has a name in [`step`]. A model made of them (`tests/model`) goes through every interleaving of a few
 //! jobs that are killed, cancelled and stopped; tests crash the program itself at each of them; and a soak
