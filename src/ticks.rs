@@ -53,18 +53,20 @@ impl Ticks {
     /// # Errors
     /// `/proc` could not be listed.
     pub fn read(proc: &Proc) -> io::Result<Self> {
-        Self::read_while(proc, &|| true)
+        Self::read_while(proc, &HashSet::new(), &|| true)
     }
 
-    /// The same as long as `goes_on` says so, which is asked now and then.
+    /// The same without those that are known to be the kernel's own threads, as long as `goes_on` says so, which is asked now and
+    /// then.
     ///
     /// # Errors
     /// `/proc` could not be listed, or it does not go on: `Interrupted`.
-    pub fn read_while(proc: &Proc, goes_on: &dyn Fn() -> bool) -> io::Result<Self> {
+    pub fn read_while(proc: &Proc, of_the_kernel: &HashSet<i32>, goes_on: &dyn Fn() -> bool) -> io::Result<Self> {
         // Before the list: whatever began since and is not in it began later than this.
         let taken_usec = clock::boottime_usec();
         let mut processes = HashMap::new();
-        for (index, pid) in proc.pids()?.into_iter().enumerate() {
+        let pids = proc.pids()?.into_iter().filter(|pid| !of_the_kernel.contains(pid));
+        for (index, pid) in pids.enumerate() {
             if index % BATCH == 0 && !goes_on() {
                 return Err(io::ErrorKind::Interrupted.into());
             }

@@ -1,6 +1,7 @@
 //! The two looks at what others use: when a job's command was started, and when its group is empty.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,9 +16,9 @@ use crate::procfs::Proc;
 use crate::text;
 use crate::ticks::{self, Ticks};
 
-/// So many groups are read at the first look so that they can be named, about half a millisecond's worth. Those directly below
-/// the root are read in any case.
-pub const NAMEABLE: usize = 256;
+/// So many groups are read at the first look so that they can be named, half a millisecond's worth on a virtual machine. Those
+/// directly below the root are read in any case.
+pub const NAMEABLE: usize = 64;
 
 /// So many files are read before it is asked whether the command still runs.
 const BATCH: usize = 16;
@@ -134,15 +135,19 @@ impl First {
             apart: None,
         };
         first.processes.taken_usec = first.taken_usec;
-        let mut by_process = true;
-        if let Some(job) = scene.job {
-            let mut groups = Groups::read(job, goes_on)?;
-            by_process = groups.root_usec.is_none() && !loose(&mut groups.tree, scene.proc)?.is_empty();
-            first.groups = Some(groups);
-        }
-        if by_process {
+        let processes = match scene.job {
+            None => Some(Processes::all(scene.proc)),
+            Some(job) => {
+                let groups = first.groups.insert(Groups::read(job, goes_on)?);
+                match groups.root_usec {
+                    Some(_) => None,
+                    None => Some(Processes::of_the_root(&mut groups.tree, scene.proc)?).filter(Processes::is_any),
+                }
+            }
+        };
+        if let Some(processes) = processes {
             first.own.extend(own());
-            first.processes = Ticks::read_while(scene.proc, goes_on).map_err(|error| Missing::of_processes(&error))?;
+            first.processes = processes.read(scene.proc, goes_on)?;
         }
         if scene.apart {
             first.apart = Some(Counters::read(scene.root, scene.proc, goes_on).ok_or(Missing::Ended)?);
@@ -166,24 +171,23 @@ impl First {
         if !scene.proc.sees_every_pid_namespace() {
             seen.unseen = Some(OUTSIDE);
         }
-        let Grouped { tops, in_root } = match (&mut self.groups, scene.job) {
+        let Grouped { tops, processes } = match (&mut self.groups, scene.job) {
             (Some(groups), Some(job)) => groups.grouped(job, scene.proc, (scene.ours)().saturating_sub(self.ours))?,
-            _ => Grouped { tops: Vec::new(), in_root: None },
+            _ => Grouped { tops: Vec::new(), processes: Some(Processes::all(scene.proc)) },
         };
         seen.elsewhere_usec = total(tops.iter().map(|share| share.usec));
         let job_usec = self.groups.as_ref().map(|groups| groups.job_usec.saturating_add(groups.job_used_usec));
-        match (&self.groups, &in_root) {
-            (Some(_), None) => seen.unseen = Some(OUTSIDE),
-            (Some(_), Some(in_root)) if in_root.is_empty() => {}
-            _ => {
-                let after = Ticks::read(scene.proc).map_err(|error| Missing::of_processes(&error))?;
+        match processes {
+            None => seen.unseen = Some(OUTSIDE),
+            Some(processes) if !processes.is_any() => {}
+            Some(processes) => {
+                let after = processes.read(scene.proc, &|| true)?;
                 if after.own_only {
                     seen.unseen = Some(HIDDEN);
                 }
                 let is_own = |pid: i32| self.own.contains(&pid);
                 let used = ticks::between(&self.processes, &after, scene.ticks_per_second, is_own).into_iter();
-                let counts = |pid: i32| in_root.as_ref().is_none_or(|in_root| in_root.contains(&pid));
-                let used = used.filter(|used| counts(used.stat.pid));
+                let used = used.filter(|used| processes.count(used.stat.pid));
                 // Children that were waited for may have been in groups, or in the job's.
                 let counted_usec = seen.elsewhere_usec.saturating_add(unwaited(job_usec));
                 seen.processes = judge::processes(used, scene.ticks_per_second, counted_usec);
@@ -216,8 +220,50 @@ const HIDDEN: &str = "other users' processes are hidden (hidepid)";
 struct Grouped {
     /// Those directly below the root.
     tops: Vec<Share>,
-    /// Processes that are in the root, where that counts nothing.
-    in_root: Option<HashSet<i32>>,
+    /// Those that are in the root, where that counts nothing.
+    processes: Option<Processes>,
+}
+
+/// Processes that are looked at themselves.
+struct Processes {
+    /// `None`: all of them.
+    counted: Option<HashSet<i32>>,
+    /// The kernel's own, of which nothing has to be read.
+    of_the_kernel: HashSet<i32>,
+}
+
+impl Processes {
+    fn all(proc: &Proc) -> Self {
+        Self { counted: None, of_the_kernel: proc.kernel_threads().unwrap_or_default().into_iter().collect() }
+    }
+
+    /// Those in the root of the hierarchy, which counts nothing, without the kernel's own threads.
+    fn of_the_root(tree: &mut Tree, proc: &Proc) -> Result<Self, Missing> {
+        let listed = tree.processes_of_the_root().map_err(|error| unreadable(Path::new("/"), &error))?;
+        let known = proc.kernel_threads();
+        let hidden = known.is_err();
+        // Others' processes are hidden. Where the first of all is in a group, so is whatever it started.
+        let all_count = !hidden || listed.contains(&1);
+        let of_the_kernel: HashSet<i32> = known.unwrap_or_default().into_iter().collect();
+        let counts = |pid: &i32| {
+            *pid > 0 && !of_the_kernel.contains(pid) && (all_count || proc.stat(*pid).is_ok_and(|it| !it.kernel_thread))
+        };
+        let counted = Some(listed.into_iter().filter(counts).collect());
+        Ok(Self { counted, of_the_kernel })
+    }
+
+    fn is_any(&self) -> bool {
+        self.counted.as_ref().is_none_or(|counted| !counted.is_empty())
+    }
+
+    fn count(&self, pid: i32) -> bool {
+        self.counted.as_ref().is_none_or(|counted| counted.contains(&pid))
+    }
+
+    /// All processes: children of those that count may be elsewhere.
+    fn read(&self, proc: &Proc, goes_on: &dyn Fn() -> bool) -> Result<Ticks, Missing> {
+        Ticks::read_while(proc, &self.of_the_kernel, goes_on).map_err(|error| Missing::of_processes(&error))
+    }
 }
 
 fn total(parts: impl Iterator<Item = u64>) -> u64 {
@@ -231,22 +277,25 @@ impl Groups {
         let job_usec = read(&mut tree, &job.relative)?.ok_or(Missing::Ended)?;
         let root_usec = if tree.is_a_part() { read(&mut tree, Path::new(""))? } else { None };
         let mut groups = Self { tree, root_usec, job_usec, job_used_usec: 0, usage_usec: HashMap::new() };
-        let mut pending = VecDeque::from([PathBuf::new()]);
-        while let Some(above) = pending.pop_front() {
-            let is_root = above.as_os_str().is_empty();
+        // By how many groups are below: users before services, of which there are more. The root comes first, with all of them.
+        let mut pending = BinaryHeap::from([Reverse((0, PathBuf::new()))]);
+        while let Some(Reverse((count, above))) = pending.pop() {
             if !goes_on() {
                 return Err(Missing::Ended);
             }
+            if count > 0 && groups.usage_usec.len() + count > NAMEABLE {
+                break;
+            }
             for group in groups.children(&above)? {
-                if !is_root && groups.usage_usec.len() >= NAMEABLE {
-                    return Ok(groups);
-                }
                 if groups.usage_usec.len() % BATCH == BATCH - 1 && !goes_on() {
                     return Err(Missing::Ended);
                 }
                 if let Some(usec) = read(&mut groups.tree, &group)? {
                     if name::is_opened(&group, &job.relative) {
-                        pending.push_back(group.clone());
+                        let below = groups.tree.count_children(&group);
+                        if below > 0 {
+                            pending.push(Reverse((below, group.clone())));
+                        }
                     }
                     groups.usage_usec.insert(group, usec);
                 }
@@ -270,8 +319,11 @@ impl Groups {
         if let Some(share) = tops.iter_mut().find(around_us) {
             share.usec = share.usec.saturating_sub(u64::try_from(ours.as_micros()).unwrap_or(u64::MAX));
         }
-        let in_root = if self.root_usec.is_some() { None } else { Some(loose(&mut self.tree, proc)?) };
-        Ok(Grouped { tops, in_root })
+        let processes = match self.root_usec {
+            Some(_) => None,
+            None => Some(Processes::of_the_root(&mut self.tree, proc)?),
+        };
+        Ok(Grouped { tops, processes })
     }
 
     /// What the groups directly below the root used elsewhere, or the root itself where that is a group.
@@ -330,19 +382,6 @@ fn unreadable(group: &Path, error: &io::Error) -> Missing {
     };
     let group = if group.is_absolute() { group.to_owned() } else { Path::new("/").join(group) };
     Missing::Why(format!("the group {} cannot be read: {what}", text::path(&group)))
-}
-
-/// The processes in the root of the hierarchy, which counts nothing, without the kernel's own threads.
-fn loose(tree: &mut Tree, proc: &Proc) -> Result<HashSet<i32>, Missing> {
-    let listed = tree.processes_of_the_root().map_err(|error| unreadable(Path::new("/"), &error))?;
-    let of_the_kernel = proc.kernel_threads();
-    // Others' processes are hidden. Where the first of all is in a group, so is whatever it started.
-    let hidden = of_the_kernel.is_err() && listed.contains(&1);
-    let of_the_kernel: HashSet<i32> = of_the_kernel.unwrap_or_default().into_iter().collect();
-    let is_loose = |pid: &i32| *pid > 0 && !of_the_kernel.contains(pid);
-    // Not a thread that was made between the two lists.
-    let is_of_users = |pid: &i32| hidden || proc.stat(*pid).is_ok_and(|stat| !stat.kernel_thread);
-    Ok(listed.into_iter().filter(is_loose).filter(is_of_users).collect())
 }
 
 #[cfg(test)]

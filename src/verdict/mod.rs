@@ -25,7 +25,8 @@
 //! # What is known not to hold
 //!
 //! - A group directly below the root that was removed meanwhile took what it used with it. Below that, nothing is lost.
-//! - The baseline by which groups are named ends after [`look::NAMEABLE`] groups: what is below may be told as the group above it.
+//! - The baseline by which groups are named has no more than [`look::NAMEABLE`] groups, those of the smallest slices: what was used
+//!   in a larger slice is told of whoever runs in it at the end.
 //! - Processes of the root that nobody waited for, and that lived between the looks only, are not seen. What others there were
 //!   waited for is counted less what groups used, since it may be that: too little, never too much.
 //! - What runs outside of a container is not seen in it: there is no machine that is known to be quiet.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use super::look::{Seen, Share};
 use super::{Culprit, Kind, Program};
@@ -22,6 +22,16 @@ pub(super) fn is_opened(group: &Path, job: &Path) -> bool {
     user_of(group).is_none() && (Place::is_divided(group) || job.starts_with(group) && job != group)
 }
 
+/// Whether a group is in a user's slice, a service or a container.
+fn has_a_name(group: &Path) -> bool {
+    let place = Place::of(group);
+    user_of(group).is_some() || place.container || place.unit.is_some_and(is_service)
+}
+
+fn is_service(unit: &str) -> bool {
+    unit.ends_with(".service")
+}
+
 /// The user of systemd's slice that a group is in.
 fn user_of(group: &Path) -> Option<u32> {
     group.components().find_map(|component| match component {
@@ -34,6 +44,8 @@ fn user_of(group: &Path) -> Option<u32> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     uid: u32,
+    /// Its own group.
+    group: PathBuf,
     name: String,
     usec: u64,
     /// It was there before, and what it had used then is not known.
@@ -56,7 +68,8 @@ pub fn culprits(seen: &Seen, proc: &Proc, job: Option<&Location>, ticks_per_seco
     let mut users: BTreeMap<u32, Vec<Found>> = BTreeMap::new();
     for process in &seen.processes {
         let Some(uid) = process.uid else { continue };
-        let found = Found { uid, name: process.name.clone(), usec: process.usec, at_most: false, runs: false };
+        let (name, group, usec) = (process.name.clone(), PathBuf::new(), process.usec);
+        let found = Found { uid, group, name, usec, at_most: false, runs: false };
         users.entry(uid).or_default().push(found);
     }
     culprits.extend(users.into_iter().map(|(uid, found)| {
@@ -100,27 +113,30 @@ fn merged(culprits: Vec<Culprit>) -> Vec<Culprit> {
 
 /// Who a group's share is to be told of.
 fn culprit(share: &Share, base: &Path, found: Vec<Found>, owner: impl Fn() -> Option<u32>) -> Culprit {
-    let place = Place::of(&share.group);
+    // Whoever used the most in it; nobody is left of a storm of short processes.
+    let busiest = found.iter().max_by_key(|found| (!found.at_most, found.runs, found.usec, found.uid));
+    // A slice is nobody: too many groups were in it to read each. Who runs in one of them now is the likeliest.
+    let inner = busiest.map(|found| &found.group).filter(|inner| !has_a_name(&share.group) && has_a_name(inner));
+    let group = inner.unwrap_or(&share.group);
+    let place = Place::of(group);
     let unit = place.unit.map(str::to_owned);
     let container = place.group.file_name().filter(|_| place.container).map(|name| {
         let name = name.to_string_lossy();
         name.strip_suffix(".scope").unwrap_or(&name).to_owned()
     });
-    let service = unit.filter(|unit| unit.ends_with(".service"));
-    // Whoever used the most in it; nobody is left of a storm of short processes.
-    let busiest = || found.iter().max_by_key(|found| (found.usec, found.uid)).map(|found| found.uid);
-    let (kind, name, uid) = match (user_of(&share.group), container, service) {
+    let service = unit.filter(|unit| is_service(unit));
+    let (kind, name, uid) = match (user_of(group), container, service) {
         (Some(uid), ..) => (Kind::User, user::name(uid), Some(uid)),
         (None, Some(container), _) => (Kind::Container, container, None),
         (None, None, Some(service)) => (Kind::Service, service, None),
         (None, None, None) => {
-            let uid = busiest().or_else(owner);
+            let uid = busiest.map(|found| found.uid).or_else(owner);
             // Gone, with everybody in it.
-            let name = uid.map_or_else(|| share.group.to_string_lossy().into_owned(), user::name);
+            let name = uid.map_or_else(|| group.to_string_lossy().into_owned(), user::name);
             (Kind::User, name, uid)
         }
     };
-    let group = Some(base.join(&share.group).to_string_lossy().into_owned());
+    let group = Some(base.join(group).to_string_lossy().into_owned());
     Culprit { name, kind, uid, group, cpu_usec: share.usec, programs: programs(found, share.usec) }
 }
 
@@ -180,6 +196,7 @@ fn processes_in<'a>(
         let usec = u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1));
         groups.entry(&share.group).or_default().push(Found {
             uid,
+            group,
             name: stat.comm,
             usec: u64::try_from(usec).unwrap_or(u64::MAX).min(share.usec),
             at_most: u128::from(stat.start_ticks) < since_ticks,
@@ -206,7 +223,8 @@ mod tests {
     use std::fs;
 
     fn found(name: &str, usec: u64, at_most: bool, runs: bool) -> Found {
-        Found { uid: 4_000_000, name: name.to_owned(), usec, at_most, runs }
+        let group = "system.slice/busy.service".into();
+        Found { uid: 4_000_000, group, name: name.to_owned(), usec, at_most, runs }
     }
 
     fn told(found: Vec<Found>, all_usec: u64) -> Vec<(String, u64, bool)> {
@@ -229,8 +247,17 @@ mod tests {
         assert_eq!(label(docker, vec![]), (Kind::Container, "docker-0123".to_owned(), None));
         assert_eq!(label("docker/0123", vec![]), (Kind::Container, "0123".to_owned(), None));
         assert_eq!(label("mine", vec![]), (Kind::User, "4000001".to_owned(), Some(4_000_001)));
-        let busy = vec![found("a", 5, true, true)];
-        assert_eq!(label("mine", busy), (Kind::User, "4000000".to_owned(), Some(4_000_000)));
+        let busy = || vec![found("a", 9, true, false), found("b", 5, true, true)];
+        let elsewhere = |found| Found { group: "mine/sub".into(), ..found };
+        assert_eq!(
+            label("mine", busy().into_iter().map(elsewhere).collect()),
+            (Kind::User, "4000000".to_owned(), Some(4_000_000))
+        );
+        // A slice in which nobody is known is that of whoever runs in it.
+        let share = Share { group: "system.slice".into(), usec: 100 };
+        let one = culprit(&share, Path::new("/"), busy(), || None);
+        assert_eq!((one.kind, &*one.name), (Kind::Service, "busy.service"));
+        assert_eq!(one.group.as_deref(), Some("/system.slice/busy.service"));
     }
 
     #[test]

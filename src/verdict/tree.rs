@@ -49,13 +49,20 @@ impl Tree {
         }
     }
 
-    fn list(&mut self, group: &Path) -> io::Result<Vec<PathBuf>> {
+    /// How many groups are directly below, which is known without listing them.
+    pub(super) fn count_children(&mut self, group: &Path) -> usize {
         self.name(group, ".");
-        // kernfs counts a directory's links: its own two, and one for each directory in it. To read the names of a group's many
-        // files takes longest, and most have no group below them.
-        if statat(&self.root, &*self.file, AtFlags::empty())?.st_nlink == 2 {
+        let links = statat(&self.root, &*self.file, AtFlags::empty()).map_or(2, |stat| stat.st_nlink);
+        // kernfs counts a directory's links: its own two, and one for each directory in it.
+        usize::try_from(links.saturating_sub(2)).unwrap_or(usize::MAX)
+    }
+
+    fn list(&mut self, group: &Path) -> io::Result<Vec<PathBuf>> {
+        // To read the names of a group's many files takes longest, and most have no group below them.
+        if self.count_children(group) == 0 {
             return Ok(Vec::new());
         }
+        self.name(group, ".");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = Dir::new(openat(&self.root, &*self.file, flags, Mode::empty())?)?;
         let mut below = Vec::new();

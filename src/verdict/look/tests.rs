@@ -205,19 +205,18 @@ fn a_look_is_given_up_when_the_command_ends() {
 #[test]
 fn the_baseline_for_names_has_an_end() {
     let machine = Machine::new("perflock-1");
-    machine.used(&[("perflock-1", 0), ("system.slice", 1000)]);
-    for number in 0..NAMEABLE + 50 {
+    machine.used(&[("perflock-1", 0), ("system.slice", 1000), ("user.slice", 10), ("user.slice/user-7.slice", 10)]);
+    for number in 0..NAMEABLE {
         machine.used(&[(&format!("system.slice/{number}.service"), 1)]);
     }
     let first = machine.first();
-    let read = first.groups.as_ref().unwrap();
-    assert_eq!(read.usage_usec.len(), NAMEABLE);
-    let mut unread = (0..NAMEABLE + 50).map(|number| format!("system.slice/{number}.service"));
-    let unread = unread.find(|group| !read.usage_usec.contains_key(Path::new(group))).unwrap();
-    machine.used(&[("system.slice", 3000), (&unread, 2001)]);
+    assert_eq!(first.groups.as_ref().unwrap().usage_usec.len(), 4, "too many services");
+    machine.used(&[("system.slice", 3000), ("system.slice/7.service", 2001)]);
+    machine.used(&[("user.slice", 40), ("user.slice/user-7.slice", 40)]);
     // Counted, but told as the group above it: what it had used before is not known.
-    let expected = vec![("system.slice".to_owned(), 2000)];
-    assert_eq!(machine.second(first, 0), (2000, expected, vec![]));
+    let expected = [("system.slice", 2000), ("user.slice/user-7.slice", 30)];
+    let expected = expected.map(|(group, usec)| (group.to_owned(), usec));
+    assert_eq!(machine.second(first, 0), (2030, expected.to_vec(), vec![]));
 }
 
 #[test]
