@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 
@@ -52,20 +52,15 @@ impl Job<'_> {
             return None;
         }
         // A signal is to be dealt with, and no longer waited for.
-        let ended_until = |deadline: Instant| {
-            let fds = [main.pidfd.as_fd(), self.signals.fd()];
-            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            crate::poll::until(&mut fds, Some(deadline)).is_err() || fds[0].any() == Some(true)
-        };
-        if ended_until(main.started + STARTS_WITHIN) {
+        let mut fds = [main.pidfd.as_fd(), self.signals.fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        if crate::poll::until(&mut fds, Some(main.started + STARTS_WITHIN)).is_err() || main.has_ended() {
             return Some(Err(Missing::Ended));
         }
-        let ended = || ended_until(Instant::now());
         let own = || {
             let ours = [std::process::id().cast_signed(), guard.pid];
             group.members().into_iter().chain(ours).collect()
         };
-        Some(First::look(&self.scene(&Proc::default(), group), own, &|| !ended()))
+        Some(First::look(&self.scene(&Proc::default(), group), own, &|| !main.has_ended()))
     }
 
     /// Looks again, now that the group is empty, and neither removed nor the machine given back: whoever gets it next is not to

@@ -164,7 +164,10 @@ impl Supervisor<'_> {
         let mut looks = Looks::default();
         let mut stops = Some(Stops::hold(self.nested)?);
         Step::Running.reached();
-        crate::pages::let_go();
+        // Where it is over already there is no long sleep, and what is let go now would be fetched again at once.
+        if !main.has_ended() {
+            crate::pages::let_go();
+        }
         loop {
             // Before the first sleep as well: it may have stopped already. What ends the job must not stop on the way.
             if let Some(stops) = stops.as_mut().filter(|_| machine.runs()) {

@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::birth::{self, ALWAYS_COPIES};
@@ -32,6 +33,15 @@ pub struct Main {
     pub pidfd: OwnedFd,
     /// When it was about to be made, or let in: the CPU time of its group is counted from then on.
     pub started: Instant,
+}
+
+impl Main {
+    /// Whether it has ended, reaped or not. If that cannot be asked it is taken to have: nothing is done for it then that takes
+    /// time.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        crate::poll::until(&mut fds, Some(Instant::now())).is_err() || fds[0].any() == Some(true)
+    }
 }
 
 /// Why there is no first process.
