@@ -357,7 +357,9 @@ impl Job<'_> {
         self.run.account.runs(main.started);
         self.run.say.detail_now(&format!("job group: {}", group.ways()));
         let started_usec = crate::clock::boottime_usec().saturating_sub(in_usec(main.started.elapsed()));
-        let first_look = self.first_look(group, &guard, main);
+        let guard_pid = guard.pid;
+        let first_look = Cell::new(None);
+        let started = |group: &dyn JobGroup, main: &Main| first_look.set(self.first_look(group, guard_pid, main));
         let mut notice = |notice: Notice| self.notice(notice);
         let counters = |wall| self.counters(wall, !limited.limits.is_empty());
         let mut supervisor = Supervisor {
@@ -368,6 +370,7 @@ impl Job<'_> {
             notice: &mut notice,
             nested: self.hold.is_none(),
             counters: &counters,
+            started: &started,
         };
         let outcome = supervisor.watch(main, self.run.settings.policy);
         let guard = supervisor.guard.take();
@@ -375,7 +378,7 @@ impl Job<'_> {
             // We cannot watch it, so it must not go on.
             until_empty(group, true, None);
         }
-        let watched = outcome.as_ref().ok().and_then(|outcome| self.second_look(first_look, group, outcome));
+        let watched = outcome.as_ref().ok().and_then(|outcome| self.second_look(first_look.take(), group, outcome));
         let outcome = outcome.map(|it| Outcome { usage: self.with_v1_counters(it.usage), ..it });
         let trail = Trail { main: main.pid, started_usec, group_inode: group.inode() };
         let removed = group.remove();

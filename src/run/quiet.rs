@@ -15,7 +15,6 @@ use crate::exit;
 use crate::job::Mode;
 use crate::procfs::Proc;
 use crate::supervisor::Outcome;
-use crate::supervisor::guard::Guard;
 use crate::supervisor::spawn::Main;
 use crate::text;
 use crate::verdict::look::{First, Missing, Scene, Seen};
@@ -42,12 +41,7 @@ impl Watched {
 impl Job<'_> {
     /// Looks at what others use, when the command has been started and nobody has anything else to do. It gives up when
     /// the command ends: a short job takes no longer for it. `None` where nobody wants to know.
-    pub(super) fn first_look(
-        &self,
-        group: &dyn JobGroup,
-        guard: &Guard,
-        main: &Main,
-    ) -> Option<Result<First, Missing>> {
+    pub(super) fn first_look(&self, group: &dyn JobGroup, guard: i32, main: &Main) -> Option<Result<First, Missing>> {
         if !self.run.is_judged() || self.hold.is_none() {
             return None;
         }
@@ -57,7 +51,7 @@ impl Job<'_> {
             return Some(Err(Missing::Ended));
         }
         let own = || {
-            let ours = [std::process::id().cast_signed(), guard.pid];
+            let ours = [std::process::id().cast_signed(), guard];
             group.members().into_iter().chain(ours).collect()
         };
         Some(First::look(&self.scene(&Proc::default(), group), own, &|| !main.has_ended()))

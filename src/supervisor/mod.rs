@@ -141,6 +141,8 @@ pub struct Supervisor<'a> {
     pub nested: bool,
     /// What is read of the group's counters when the job is over, by how long its main process took.
     pub counters: &'a dyn Fn(Duration) -> Option<Read>,
+    /// Called once, before the first sleep: what there is to do while nothing happens.
+    pub started: &'a dyn Fn(&dyn JobGroup, &Main),
 }
 
 /// What one sleep of the supervisor ended with.
@@ -164,6 +166,8 @@ impl Supervisor<'_> {
         let mut looks = Looks::default();
         let mut stops = Some(Stops::hold(self.nested)?);
         Step::Running.reached();
+        // Not before: who is stopped until then leaves the command its terminal.
+        (self.started)(self.group, main);
         // Where it is over already there is no long sleep, and what is let go now would be fetched again at once.
         if !main.has_ended() {
             crate::pages::let_go();
