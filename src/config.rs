@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use crate::cgroup::Choice;
 use crate::error::FileError;
 use crate::escape;
+use crate::history;
 use crate::limit::Bound;
 use crate::pin;
 use crate::supervisor::step::Leftovers;
@@ -20,7 +21,7 @@ use crate::verdict;
 pub const SYSTEM_FILE: &str = "/etc/perflock.toml";
 
 /// Every key, as in `config/perflock.toml`.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 16] = [
     "lock",
     "wait",
     "conflict-exit-code",
@@ -34,7 +35,13 @@ pub const KEYS: [&str; 13] = [
     "pids",
     "quiet-limit",
     "quiet-counts",
+    "history.command",
+    "history.directory",
+    "history.size",
 ];
+
+/// The table of keys that have a dot.
+const TABLE: &str = "history";
 
 /// What configuration files set; `None` where they do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +72,12 @@ pub struct Config {
     pub quiet_limit: Option<verdict::Limit>,
     /// What else makes the machine not quiet.
     pub quiet_counts: Option<verdict::Counts>,
+    /// What a history keeps of command lines.
+    pub history_command: Option<history::Commands>,
+    /// The directory of all users' histories.
+    pub history_directory: Option<PathBuf>,
+    /// How large a user's history may be.
+    pub history_size: Option<history::Size>,
 }
 
 /// Why a configuration cannot be used. Nothing is run with half of one.
@@ -114,19 +127,27 @@ impl Config {
         let error = |offset, why| ConfigError::Line { path: path.to_owned(), line: line_of(offset), why };
         let table = DeTable::parse(text)
             .map_err(|parse| error(parse.span().map_or(0, |span| span.start), parse.message().to_owned()))?;
+        let mut all = Vec::new();
         for (key, value) in table.get_ref() {
-            let at = value.span().start;
-            if KEYS.contains(&&**key.get_ref()) {
-                self.set(key.get_ref(), value.get_ref())
-                    .map_err(|why| error(at, format!("{}: {why}", key.get_ref())))?;
+            let name = key.get_ref();
+            match value.get_ref() {
+                DeValue::Table(within) if name == TABLE => {
+                    all.extend(within.iter().map(|(key, value)| (format!("{name}.{}", key.get_ref()), key, value)));
+                }
+                other if name == TABLE => {
+                    let why = format!("{name}: a table is expected, not {}", other.type_str());
+                    return Err(error(value.span().start, why));
+                }
+                _ => all.push((name.to_string(), key, value)),
+            }
+        }
+        for (name, key, value) in all {
+            if KEYS.contains(&&*name) {
+                let at = value.span().start;
+                self.set(&name, value.get_ref()).map_err(|why| error(at, format!("{name}: {why}")))?;
             } else {
                 let line = line_of(key.span().start);
-                warnings.push(format!(
-                    "{}:{line}: unknown key {}{}",
-                    path.display(),
-                    shown(key.get_ref()),
-                    nearest(key.get_ref())
-                ));
+                warnings.push(format!("{}:{line}: unknown key {}{}", path.display(), shown(&name), nearest(&name)));
             }
         }
         Ok(())
@@ -134,13 +155,7 @@ impl Config {
 
     fn set(&mut self, key: &str, value: &DeValue<'_>) -> Result<(), String> {
         match key {
-            "lock" => {
-                let lock = PathBuf::from(string(value)?);
-                if !lock.is_absolute() {
-                    return Err("a lock file is an absolute path".to_owned());
-                }
-                self.lock = Some(lock);
-            }
+            "lock" => self.lock = Some(absolute(value, "a lock file")?),
             "wait" => self.wait = duration_or_none(value)?,
             "conflict-exit-code" => self.conflict_exit_code = Some(exit_code(value)?),
             "grace" => self.grace = Some(duration(value)?),
@@ -153,6 +168,9 @@ impl Config {
             "quiet-limit" => self.quiet_limit = Some(verdict::Limit::parse(string(value)?)?),
             "quiet-counts" => self.quiet_counts = Some(verdict::Counts::parse(string(value)?)?),
             "pids" => self.pids = Bound::processes(number_or_string(value)?)?.0,
+            "history.command" => self.history_command = Some(history::Commands::parse(string(value)?)?),
+            "history.directory" => self.history_directory = Some(absolute(value, "a directory of histories")?),
+            "history.size" => self.history_size = Some(history::Size::parse(number_or_string(value)?)?),
             _ => {}
         }
         Ok(())
@@ -161,6 +179,12 @@ impl Config {
 
 fn string<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("a string is expected, not {}", value.type_str()))
+}
+
+/// A path that depends on nobody's directory.
+fn absolute(value: &DeValue<'_>, what: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(string(value)?);
+    if path.is_absolute() { Ok(path) } else { Err(format!("{what} is an absolute path")) }
 }
 
 fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
@@ -222,7 +246,8 @@ mod tests {
     fn every_key_is_read() {
         let text = "lock = '/x'\nwait = 5\nconflict-exit-code = 9\ngrace = '1.5s'\nleftovers = 'wait'\n\
             time-limit = '2h'\ncgroup = 'required'\nescapes = 'ignore'\npin = 'hard'\nmemory = '1.5GiB'\npids = 200\n\
-            quiet-limit = '2.5%'\nquiet-counts = 'steal,swap'\n";
+            quiet-limit = '2.5%'\nquiet-counts = 'steal,swap'\n\
+            [history]\nsize = '2M'\ncommand = 'full'\ndirectory = '/h'\n";
         let config = Config {
             lock: Some("/x".into()),
             wait: Some(Duration::from_secs(5)),
@@ -237,6 +262,9 @@ mod tests {
             pids: Some(200),
             quiet_limit: Some(verdict::Limit::OfACore(250)),
             quiet_counts: verdict::Counts::parse("steal,swap").ok(),
+            history_command: Some(history::Commands::Full),
+            history_directory: Some("/h".into()),
+            history_size: Some(history::Size::Bytes(2 << 20)),
         };
         assert_eq!(read(text), Ok((config, vec![])));
     }
@@ -262,6 +290,29 @@ mod tests {
         assert_eq!((config.memory, config.pids), (None, None));
         assert_eq!(config.quiet_limit.unwrap(), defaults.quiet_limit);
         assert_eq!(config.quiet_counts.unwrap(), defaults.quiet_counts);
+        assert_eq!(config.history_command.unwrap(), defaults.history.commands);
+        assert_eq!(config.history_directory.unwrap(), defaults.history.directory);
+        assert_eq!(config.history_size.unwrap(), defaults.history.size);
+    }
+
+    #[test]
+    fn a_key_of_a_table_is_named_by_both() {
+        let (config, warnings) = read("[history]\nsise = 1\n\nsize = 'none'\n[other]\nx = 1\n").unwrap();
+        assert_eq!(config.history_size, Some(history::Size::Nothing));
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert_eq!(warnings[0], "f.toml:2: unknown key history.sise; did you mean history.size?");
+        assert!(warnings[1].starts_with("f.toml:5: unknown key other; "), "{warnings:?}");
+        let error = |text| read(text).unwrap_err();
+        assert_eq!(
+            error("[history]\n\nsize = '1K'"),
+            "f.toml:3: history.size: a history of less than 16K is none: say none"
+        );
+        assert_eq!(error("\nhistory = 'full'"), "f.toml:2: history: a table is expected, not string");
+        assert_eq!(
+            error("history.directory = 'x'"),
+            "f.toml:1: history.directory: a directory of histories is an absolute path"
+        );
+        assert!(error("history.command = 'long'").starts_with("f.toml:1: history.command: short "));
     }
 
     #[test]
@@ -339,10 +390,13 @@ mod tests {
                         config.pids.is_some(),
                         config.quiet_limit.is_some(),
                         config.quiet_counts.is_some(),
+                        config.history_command.is_some(),
+                        config.history_directory.is_some(),
+                        config.history_size.is_some(),
                     ];
                     let none = matches!(key, "wait" | "time-limit" | "memory" | "pids") && value == "'none'";
                     prop_assert_eq!(set.iter().filter(|&&is_set| is_set).count(), usize::from(!none));
-                    prop_assert!(config.lock.is_none_or(|lock| lock.is_absolute()));
+                    prop_assert!(config.lock.into_iter().chain(config.history_directory).all(|path| path.is_absolute()));
                 }
                 Err(error) => prop_assert!(error.starts_with("f.toml:2: "), "{}", error),
             }

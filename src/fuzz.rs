@@ -10,6 +10,8 @@ use unicode_width::UnicodeWidthStr as _;
 use crate::cgroup::controller::Controller;
 use crate::cgroup::{GroupError, Population, bus, detect, systemd, usage, v1, v2};
 use crate::config::Config;
+use crate::history::line::{LONGEST, Line, kept_of};
+use crate::history::{Commands, read};
 use crate::job::JobId;
 use crate::lock::record::{self, Joined, Record};
 use crate::lock::ticket;
@@ -21,8 +23,9 @@ use crate::{diff, nested, procfs, text};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their targets.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("ticket", ticket),
+    ("history", history),
     ("names", names),
     ("proc_stat", proc_stat),
     ("proc_cgroup", proc_cgroup),
@@ -55,6 +58,31 @@ pub fn ticket(bytes: &[u8]) {
     // Six bytes for a control character, and three for a word that is empty.
     let line = serde_json::to_vec(&(command, Joined::fit_message(&text))).unwrap_or_default();
     assert!((line.len() as u64) < record::MAX_SIZE / 2);
+}
+
+/// A user's history. What is taken for a line is written and read again as it is, and a line of ours behind it is found.
+pub fn history(bytes: &[u8]) {
+    let read = |mut text: &[u8]| {
+        let mut found = Vec::new();
+        let passed_over = read::lines(&mut text, &mut |line| found.push(line)).unwrap_or(usize::MAX);
+        (found, passed_over)
+    };
+    let (found, passed_over) = read(bytes);
+    assert!(passed_over + found.len() <= 2 * bytes.split(|&b| b == b'\n').count());
+    // What a line leaves out is written as nothing.
+    for (line, text) in found.iter().map(|line| (line, line.to_text())).filter(|(_, text)| text.len() <= LONGEST) {
+        let again = Line { started: line.started, ..read(&text).0.remove(0) };
+        assert_eq!((&again, line.ended() >= line.started), (line, true));
+    }
+    let last = found.last().map(|last| (last, [bytes, &last.to_text()].concat()));
+    if let Some((last, text)) = last.filter(|(_, text)| text.len() <= LONGEST) {
+        assert_eq!(read(&text).0.last().map(|line| &line.job), Some(&last.job));
+    }
+    let words: Vec<String> = String::from_utf8_lossy(bytes).split(' ').map(str::to_owned).collect();
+    for commands in [Commands::Short, Commands::Full] {
+        let (kept, left_out) = kept_of(&words, commands);
+        assert_eq!(kept.len() + left_out, words.len());
+    }
 }
 
 /// Names of tickets, jobs and groups: each has one spelling.

@@ -61,6 +61,9 @@
 //! *The verdict* ([`verdict`]): what others use is looked at when the command has run for 10 ms, before the supervisor sleeps until
 //! something happens, and when the group is empty, before it is removed. Who it was is looked up when the machine was given back.
 //!
+//! *The history* ([`history`]) is a line for every job that ran, in a file of its user's own, written when the machine was given back
+//! and before anything is printed; by the guard, if the supervisor was killed. Nothing is looked up for it.
+//!
 //! Each of these steps has a name in [`step`]. A model made of them (`tests/model`) goes through every interleaving of a few
 //! jobs that are killed, cancelled and stopped; tests crash the program itself at each of them; and a soak
 //! (`cargo xtask soak`) runs thousands of jobs of several users, killed and stopped at random, and proves from their log that
@@ -71,6 +74,7 @@
 //! - A report names the jobs that shared the machine at the start and at the end; who came and went in between it cannot know.
 //!   If perflock is killed after the machine was given back, before it has looked all that
 //!   up, the file stays empty: the guard has gone by then.
+//! - A job whose supervisor is killed after the machine was given back, before it has written its line, is in no history.
 //! - Processes that left the job's group are found by the job's marker in their environment, or by a parent that has it
 //!   ([`escape`]): one that runs as another user, or emptied its environment and lost its parent, is not, unless its group is
 //!   new. What a service that was there before runs for a job in its own group, and what ended before the job, is not seen; nor
@@ -125,6 +129,7 @@ mod fork;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod helper;
+pub mod history;
 pub mod job;
 pub mod kernel;
 pub mod limit;

@@ -7,6 +7,7 @@
 
 mod account;
 mod cancel;
+mod chronicle;
 mod here;
 mod job;
 mod limiting;
@@ -45,6 +46,7 @@ use crate::supervisor::signals::Signals;
 use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
+use chronicle::Chronicle;
 use here::{Here, Prepared, no_group, weaker};
 use job::{Finished, Job};
 use limiting::Limiting;
@@ -171,7 +173,8 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
             Some(job) => cancel(settings, job, &say),
             None => {
                 let account = Account::open(&settings, &args.command)?;
-                Run { settings, say, inherited, account }.run(args)
+                let chronicle = Chronicle::begin(&settings.history, &args.command);
+                Run { settings, say, inherited, account, chronicle }.run(args)
             }
         }
     });
@@ -197,6 +200,7 @@ struct Run {
     say: Say,
     inherited: Inherited,
     account: Account,
+    chronicle: Chronicle,
 }
 
 /// What a job's environment has besides ours.
@@ -386,6 +390,7 @@ impl Run {
             Ok(None) => {
                 // To the user that was a wait like any other.
                 self.account.waited(started.elapsed());
+                self.chronicle.holds(hold.ticket().id);
                 self.account.holds(hold.ticket().id);
                 let result = self.run_held(prepared, detected, &hold, waited >= WORTH_TELLING);
                 self.finish(result, Some(hold), waited)
@@ -446,6 +451,7 @@ impl Run {
     /// Gives the machine back, and only then prints: a slow terminal never holds it.
     fn finish(&self, result: Result<Finished, Error>, hold: Option<Hold>, waited: Duration) -> Result<Ending, Error> {
         self.account.gives_back();
+        self.chronicle.gives_back();
         // Jobs inside another are told apart by nothing: that one looks, when all of them are over.
         let id = hold.as_ref().map(|hold| hold.ticket().id).filter(|_| self.settings.escapes == escape::Choice::Warn);
         let told = hold.is_some() && waited >= WORTH_TELLING;
@@ -462,14 +468,25 @@ impl Run {
         if let Some(guard) = guard {
             guard.reap();
         }
+        // A full disk changes nothing of how the job ended.
+        let not_written = match self.chronicle.finished(&self.settings, &outcome, cancelled.is_some()) {
+            Ok(true) => None,
+            Ok(false) => {
+                self.say.detail("there is no place for a history (perflock --setup makes one for everybody)");
+                None
+            }
+            Err(error) => Some(format!("warning: {error}")),
+        };
         let what_happened =
             [cancelled.map(report::cancelled), report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
         let escapes = id.map(|id| escape::Here::look().escapes(&id.to_string(), trail, given_back_usec));
         let escaped = escapes.as_ref().map(report::escapes::warnings).unwrap_or_default();
         let verdict = self.verdict(watched);
-        let (full, not_written) = self.account.finished(&outcome, cancelled, escapes, verdict.clone());
-        for line in warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&not_written) {
+        let (full, no_report) = self.account.finished(&outcome, cancelled, escapes, verdict.clone());
+        for line in
+            warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&no_report).chain(&not_written)
+        {
             self.say.wrong(line);
         }
         let succeeded = outcome.exit == Exit::Code(0) && !outcome.timed_out;

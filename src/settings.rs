@@ -8,6 +8,7 @@ use crate::cgroup;
 use crate::cli::RunArgs;
 use crate::config::{Config, ConfigError, SYSTEM_FILE};
 use crate::escape;
+use crate::history::Keeping;
 use crate::job::Mode;
 use crate::limit::{Bound, Kind, Limit};
 use crate::pin;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub report: bool,
     /// The full report is written there.
     pub report_file: Option<PathBuf>,
+    /// What is kept of the job when it is over.
+    pub history: Keeping,
 }
 
 impl Default for Settings {
@@ -90,6 +93,7 @@ impl Default for Settings {
             verbosity: Verbosity::Normal,
             report: false,
             report_file: None,
+            history: Keeping::default(),
         }
     }
 }
@@ -131,6 +135,7 @@ impl Settings {
             escapes: args.escapes.or(config.escapes).unwrap_or(default.escapes),
             pin: pin_request(args, &config),
             limits: limits(args, &config),
+            history: keeping(environment, &config),
             quiet_limit: config.quiet_limit.unwrap_or(default.quiet_limit),
             quiet_counts: config.quiet_counts.unwrap_or(default.quiet_counts),
             require_quiet: args.require_quiet,
@@ -158,6 +163,17 @@ fn limits(args: &RunArgs, config: &Config) -> Vec<Limit> {
         bound.map(|value| Limit { kind, value, asked })
     };
     known.into_iter().filter_map(limit).collect()
+}
+
+/// What is kept of jobs that ended, and where.
+pub fn keeping(environment: &Environment, config: &Config) -> Keeping {
+    let default = Keeping::default();
+    Keeping {
+        directory: config.history_directory.clone().unwrap_or(default.directory),
+        own_file: environment.history.clone(),
+        size: config.history_size.unwrap_or(default.size),
+        commands: config.history_command.unwrap_or(default.commands),
+    }
 }
 
 /// The lock file by flag, environment, configuration or default.
@@ -189,6 +205,8 @@ pub struct Environment {
     pub config: Option<PathBuf>,
     /// The user's configuration file.
     pub user_config: Option<PathBuf>,
+    /// The user's own history, where there is no directory for everybody's.
+    pub history: Option<PathBuf>,
 }
 
 impl Environment {
@@ -196,12 +214,18 @@ impl Environment {
     pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         // The XDG rules say that a relative path is to be ignored.
-        let config_home = path("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
-        let config_home = config_home.or_else(|| path("HOME").map(|home| home.join(".config")));
+        let directory = |name: &str, below_home: &str| {
+            let named = path(name).filter(|path| path.is_absolute());
+            named.or_else(|| path("HOME").map(|home| home.join(below_home)))
+        };
+        let config_home = directory("XDG_CONFIG_HOME", ".config");
+        // A guard stands in `/`, so this must not depend on where we do.
+        let state_home = directory("XDG_STATE_HOME", ".local/state").filter(|path| path.is_absolute());
         Self {
             lock: path("PERFLOCK_LOCK"),
             config: path("PERFLOCK_CONFIG"),
             user_config: config_home.map(|home| home.join("perflock/config.toml")),
+            history: state_home.map(|home| home.join("perflock/history.jsonl")),
         }
     }
 
@@ -273,5 +297,11 @@ mod tests {
         assert_eq!(file(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "/x")]), Some("/x/perflock/config.toml".into()));
         assert_eq!(file(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "x")]), Some("/h/.config/perflock/config.toml".into()));
         assert_eq!(file(&[]), None);
+        let history = |pairs: &[(&str, &str)]| environment(pairs).history;
+        assert_eq!(history(&[("HOME", "/h")]), Some("/h/.local/state/perflock/history.jsonl".into()));
+        assert_eq!(history(&[("XDG_STATE_HOME", "/x")]), Some("/x/perflock/history.jsonl".into()));
+        let relative = [("HOME", "/h"), ("XDG_STATE_HOME", "x")];
+        assert_eq!(history(&relative), Some("/h/.local/state/perflock/history.jsonl".into()));
+        assert_eq!(history(&[("HOME", "h")]), None);
     }
 }

@@ -28,7 +28,7 @@ use crate::pin::{CpuList, topology};
 use crate::report::document::{End, Leftovers, Neighbour, Person, Pins, Process, Reason, Report, in_usec};
 use crate::report::full;
 use crate::settings::Settings;
-use crate::supervisor::{Ended as Leftover, Outcome};
+use crate::supervisor::{Ended as Leftover, Outcome, signals};
 use crate::verdict::{Limit, Verdict};
 
 /// The account of one run; `None` where no report was asked for. What happens is told through a shared reference, which the
@@ -259,10 +259,7 @@ impl Account {
     fn write(&self) -> Option<String> {
         let open = self.0.as_ref()?;
         let (mut file, path) = open.file.as_ref().map(|(file, path)| (file, path))?;
-        // A limit of file sizes (setrlimit(2), RLIMIT_FSIZE) is an error for us, and not our death: the command's status is still
-        // to be told.
-        // SAFETY: ignoring a signal runs no code, and nothing is executed any more that would inherit it.
-        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        signals::outlive_file_limits();
         let written = file.write_all(open.report.borrow().json().as_bytes());
         let kept = || match file.metadata() {
             Ok(it) if it.is_file() && it.nlink() == 0 && descriptor_named(path).is_none() => {
@@ -345,8 +342,14 @@ fn look_around(report: &mut Report) {
 }
 
 fn end(outcome: &Outcome, cancelled_by: Option<u32>) -> End {
+    let reason = reason(outcome, cancelled_by.is_some());
+    End { reason, cancelled_by: cancelled_by.map(Person::of), ..End::by_itself(outcome.exit) }
+}
+
+/// Why a job ended.
+pub(super) fn reason(outcome: &Outcome, is_cancelled: bool) -> Reason {
     let killed = outcome.exit == Exit::Signal(libc::SIGKILL);
-    let reason = if cancelled_by.is_some() {
+    if is_cancelled {
         Reason::Cancelled
     } else if outcome.timed_out {
         Reason::TimeLimit
@@ -357,9 +360,8 @@ fn end(outcome: &Outcome, cancelled_by: Option<u32>) -> End {
     } else if killed && outcome.usage.oom_kills.is_some_and(|kills| kills > 0) {
         Reason::OutOfMemory
     } else {
-        return End::by_itself(outcome.exit);
-    };
-    End { reason, cancelled_by: cancelled_by.map(Person::of), ..End::by_itself(outcome.exit) }
+        End::by_itself(outcome.exit).reason
+    }
 }
 
 fn job(other: &Other) -> Neighbour {

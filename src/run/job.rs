@@ -88,9 +88,11 @@ impl Job<'_> {
             let usage = self.with_v1_counters(usage);
             self.remove_v1();
             self.run.account.gives_back();
+            self.run.chronicle.gives_back();
             if let Some(hold) = self.hold {
                 hold.release_by_guard();
             }
+            self.run.chronicle.supervisor_lost(&self.run.settings, &usage);
             self.run.account.supervisor_lost(usage);
         };
         let charge = Charge { keep: &shared, after: &after, policy: self.run.settings.policy };

@@ -150,6 +150,13 @@ pub fn stop_now() {
     unsafe { libc::sigaction(SIGTSTP, handler.as_ptr(), std::ptr::null_mut()) };
 }
 
+/// From now on a limit of file sizes (setrlimit(2), RLIMIT_FSIZE) is an error for us, and not our death: the command's status is
+/// still to be told. For when nothing is executed any more that would inherit it.
+pub fn outlive_file_limits() {
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Ends this process by `signal`, so that a parent sees the death that the command died. Returns where that is not
 /// possible: as PID 1 of a pid namespace, and for signals that do not end a process by default.
 pub fn die_of(signal: i32) {

@@ -102,6 +102,9 @@ impl World {
         fs::create_dir(world.queue()).unwrap();
         fs::set_permissions(world.lock(), fs::Permissions::from_mode(0o666)).unwrap();
         fs::set_permissions(world.queue(), fs::Permissions::from_mode(0o1777)).unwrap();
+        // As --setup makes it: whatever is run here, nothing of it is in the history of who runs the tests.
+        fs::create_dir(world.histories()).unwrap();
+        fs::set_permissions(world.histories(), fs::Permissions::from_mode(0o1777)).unwrap();
         world.install(uid);
         // Tests that run beside each other are no quiet machine: jobs are judged as everywhere, but nothing disturbs them.
         world.judge_quiet(ANY);
@@ -123,7 +126,8 @@ impl World {
     pub(crate) fn judge_quiet(&self, limit: &str) {
         let file = self.path(".config/perflock/config.toml");
         fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(file, format!("quiet-limit = '{limit}'\n")).unwrap();
+        let histories = self.histories();
+        fs::write(file, format!("quiet-limit = '{limit}'\nhistory.directory = '{}'\n", histories.display())).unwrap();
     }
 
     /// A file in the world's directory.
@@ -139,6 +143,11 @@ impl World {
     /// The queue directory: exists, for everybody.
     pub(crate) fn queue(&self) -> PathBuf {
         self.path("lock.d")
+    }
+
+    /// The directory of histories: exists, for everybody.
+    pub(crate) fn histories(&self) -> PathBuf {
+        self.path("histories")
     }
 
     fn own(&self) -> Option<&Path> {
@@ -216,6 +225,7 @@ impl World {
             .current_dir(self.directory.path())
             .env("PATH", path)
             .env("HOME", self.directory.path())
+            .env("XDG_STATE_HOME", self.path("state"))
             .env("PERFLOCK_LOCK", self.lock())
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("PERFLOCK_CONFIG")
