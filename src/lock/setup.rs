@@ -32,6 +32,15 @@ impl Users {
             Self::Own => (0o600, 0o700),
         }
     }
+
+    /// The mode of the directory of histories. What a group's jobs were, only the group sees.
+    fn histories_mode(self) -> u32 {
+        match self {
+            Self::All => 0o1777,
+            Self::Group(_) => 0o1770,
+            Self::Own => 0o700,
+        }
+    }
 }
 
 /// A file or directory that is made, or whose permissions are set.
@@ -44,6 +53,42 @@ pub struct Change {
 }
 
 impl Change {
+    /// What the directory of histories needs, for these users; `None` if it is as it should be.
+    ///
+    /// # Errors
+    /// It could not be looked at.
+    pub fn of_histories(directory: &Path, users: Users) -> Result<Option<Self>, FileError> {
+        Self::needed(directory, users, users.histories_mode())
+    }
+
+    /// What a file or directory needs.
+    fn needed(path: &Path, users: Users, mode: u32) -> Result<Option<Self>, FileError> {
+        let made = match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => return Err(FileError::on("look at", path)(error)),
+            Ok(metadata) if is_right(&metadata, users, mode) => return Ok(None),
+            Ok(_) => false,
+        };
+        Ok(Some(Self { path: path.to_owned(), made, users, mode }))
+    }
+
+    /// Makes the directory, or sets its permissions.
+    ///
+    /// # Errors
+    /// Not permitted, or something else stands there.
+    pub fn make_directory(&self) -> Result<(), FileError> {
+        match rustix::fs::mkdir(&self.path, FileMode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(FileError::on("create", &self.path)(errno)),
+        }
+        permit(&self.path, self.users, self.mode, OFlags::DIRECTORY).map(|_| ())
+    }
+
+    /// Which file or directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What was done.
     pub fn done(&self) -> String {
         self.said("created", "set the permissions of")
@@ -73,13 +118,7 @@ pub fn would_set_up(lock: &Path, users: Users) -> Result<Vec<Change>, LockError>
     let (file_mode, directory_mode) = users.modes();
     let mut changes = Vec::new();
     for (path, mode) in [(&*directory, directory_mode), (lock, file_mode)] {
-        let made = match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => return Err(FileError::on("look at", path)(error).into()),
-            Ok(metadata) if is_right(&metadata, users, mode) => continue,
-            Ok(_) => false,
-        };
-        changes.push(Change { path: path.to_owned(), made, users, mode });
+        changes.extend(Change::needed(path, users, mode)?);
     }
     Ok(changes)
 }
@@ -143,7 +182,7 @@ fn is_right(metadata: &std::fs::Metadata, users: Users, mode: u32) -> bool {
 }
 
 /// Sets owner, group and mode; false if they were right.
-fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, LockError> {
+fn permit(path: &Path, users: Users, mode: u32, flags: OFlags) -> Result<bool, FileError> {
     let fd = rustix::fs::open(path, CAREFULLY | flags, FileMode::empty()).map_err(FileError::on("open", path))?;
     let file = std::fs::File::from(fd);
     let metadata = file.metadata().map_err(FileError::on("look at", path))?;

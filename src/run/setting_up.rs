@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use super::{Error, Here};
 use crate::cli::RunArgs;
 use crate::exit::Ending;
+use crate::history::Size;
 use crate::lock::undo::Undone;
 use crate::lock::{Ahead, Lock, LockError, Other, Seen, outsiders, setup};
 use crate::say::Say;
@@ -38,7 +39,11 @@ pub(super) fn set_up(settings: &Settings, args: &RunArgs, is_named: bool, say: &
             if !args.tame.is_empty() {
                 crate::setup::only_root_can_change(&pls).map_err(Error::Refused)?;
             }
-            let wanted = Wanted { root: Path::new("/"), users, is_default, tame: &args.tame, pls: &pls };
+            let histories = match settings.history.size {
+                Size::Nothing => None,
+                Size::Bytes(_) => Some(&*settings.history.directory),
+            };
+            let wanted = Wanted { root: Path::new("/"), users, is_default, tame: &args.tame, pls: &pls, histories };
             Plan::make(&wanted).map_err(Error::Refused)?
         }
         false => Plan::default(),
@@ -61,7 +66,7 @@ pub(super) fn set_up(settings: &Settings, args: &RunArgs, is_named: bool, say: &
 /// `--undo`: refuses while anybody uses the machine.
 pub(super) fn undo(settings: &Settings, dry_run: bool, is_named: bool, say: &Say) -> Result<Ending, Error> {
     let is_the_machine_s = settings.lock == Path::new(LOCK) || !is_named;
-    let plan = if is_the_machine_s { Plan::undo(Path::new("/")) } else { Plan::default() };
+    let plan = if is_the_machine_s { Plan::undo(Path::new("/"), &settings.history.directory) } else { Plan::default() };
     let lock = match Lock::open(&settings.lock) {
         Ok(lock) => Some(lock),
         Err(LockError::Missing(_)) => None,

@@ -107,18 +107,21 @@ pub(super) fn remove(path: &Path) -> Result<(), FileError> {
 
 /// Refuses directories, from `etc` down, that are links or that others than we can change: what is done there could be turned
 /// against root.
-fn only_ours(directory: &Path) -> Result<(), FileError> {
+pub(super) fn only_ours(directory: &Path) -> Result<(), FileError> {
     let own = rustix::process::geteuid().as_raw();
-    for directory in directory.ancestors() {
+    for (above, directory) in directory.ancestors().enumerate() {
         let refused = |why| Err(FileError::on("change files in", directory)(io::Error::other(why)));
         match directory.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(FileError::on("look at", directory)(error)),
             Ok(metadata) if !metadata.is_dir() => return refused("it is not a directory, or it is a link to one"),
-            Ok(metadata) if ![0, own].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 => {
-                return refused("others than root can change it");
+            Ok(metadata) => {
+                // In a sticky directory others can neither remove nor rename what is root's.
+                let is_sticky = above > 0 && metadata.mode() & 0o1000 != 0;
+                if ![0, own].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 && !is_sticky {
+                    return refused("others than root can change it");
+                }
             }
-            Ok(_) => {}
         }
         if directory.ends_with("etc") {
             break;

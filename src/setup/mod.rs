@@ -1,5 +1,5 @@
 //! What `--setup` puts on a machine beside the lock, and `--undo` takes away: files by which the lock returns at boot, users'
-//! jobs get controllers, and services of the machine's own wait their turn.
+//! jobs get controllers, and services of the machine's own wait their turn; and the directory of the users' histories.
 //!
 //! # Theory of operation
 //!
@@ -9,6 +9,8 @@
 //! A file that we wrote begins with [`MARK`] and a sum of the rest. One without it, or that was changed since, is somebody else's:
 //! it is neither written over nor removed, and that is told, unless it says what is wanted. A package has the same files without
 //! the mark below `/usr/lib`; where those are, none is written below `/etc`.
+//!
+//! The histories are the users': while there is any, `--undo` leaves the directory, and says so.
 //!
 //! Everything is below a root directory: `/`, but in tests.
 
@@ -21,7 +23,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::FileError;
-use crate::lock::setup::Users;
+use crate::lock::setup::{Change, Users};
 use file::{Found, found, marked, says_the_same};
 pub use file::{MARK, only_root_can_change};
 
@@ -59,6 +61,8 @@ pub struct Wanted<'a> {
     pub tame: &'a [String],
     /// The `pls` that they are to run under.
     pub pls: &'a Path,
+    /// The directory of the users' histories, if there are to be any.
+    pub histories: Option<&'a Path>,
 }
 
 /// Something to do.
@@ -82,23 +86,28 @@ pub enum Step {
         /// systemd must read its units again.
         unit: bool,
     },
+    /// Make the directory of the users' histories, or set its permissions.
+    Histories(Change),
+    /// Remove that directory, which is empty.
+    RemoveHistories(PathBuf),
 }
 
 impl Step {
     /// What was done.
     pub fn done(&self) -> String {
-        self.said("wrote", "removed")
+        self.said("wrote", "removed", Change::done)
     }
 
     /// What `--dry-run` says of it.
     pub fn planned(&self) -> String {
-        self.said("would write", "would remove")
+        self.said("would write", "would remove", Change::planned)
     }
 
-    fn said(&self, write: &str, remove: &str) -> String {
+    fn said(&self, write: &str, remove: &str, change: impl FnOnce(&Change) -> String) -> String {
         match self {
             Self::Write { path, why, .. } => format!("{write} {}: {why}", path.display()),
-            Self::Remove { path, .. } => format!("{remove} {}", path.display()),
+            Self::Remove { path, .. } | Self::RemoveHistories(path) => format!("{remove} {}", path.display()),
+            Self::Histories(needed) => change(needed),
         }
     }
 
@@ -106,6 +115,7 @@ impl Step {
     pub fn is_unit(&self) -> bool {
         match self {
             Self::Write { unit, .. } | Self::Remove { unit, .. } => *unit,
+            Self::Histories(_) | Self::RemoveHistories(_) => false,
         }
     }
 
@@ -117,6 +127,11 @@ impl Step {
         match self {
             Self::Write { path, text, .. } => file::write(path, text),
             Self::Remove { path, .. } => file::remove(path),
+            Self::Histories(change) => {
+                file::only_ours(change.path().parent().unwrap_or(Path::new("/")))?;
+                change.make_directory()
+            }
+            Self::RemoveHistories(path) => fs::remove_dir(path).map_err(FileError::on("remove", path)),
         }
     }
 }
@@ -150,14 +165,19 @@ impl Plan {
             let why = "jobs of users who log in from now on can have cpusets, and their I/O counted";
             plan.wants(root, "systemd/system/user@.service.d/perflock.conf", DELEGATION, why, true);
         }
+        if let Some(path) = wanted.histories {
+            let path = root.join(path.strip_prefix("/").unwrap_or(path));
+            let needed = Change::of_histories(&path, wanted.users).map_err(|error| error.to_string())?;
+            plan.steps.extend(needed.map(Step::Histories));
+        }
         for word in wanted.tame {
             plan.tame(wanted, word)?;
         }
         Ok(plan)
     }
 
-    /// What `--undo` removes: every file that bears our mark.
-    pub fn undo(root: &Path) -> Self {
+    /// What `--undo` removes: every file that bears our mark, and the directory of histories if there is none in it.
+    pub fn undo(root: &Path, histories: &Path) -> Self {
         let mut plan = Self::default();
         let units = root.join("etc/systemd/system");
         let mut drop_ins: Vec<PathBuf> = fs::read_dir(&units)
@@ -178,6 +198,16 @@ impl Plan {
                 Found::Theirs(_) => plan.notes.push(left_alone(&path)),
                 Found::Missing => {}
             }
+        }
+        let path = root.join(histories.strip_prefix("/").unwrap_or(histories));
+        match fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => plan.steps.push(Step::RemoveHistories(path)),
+            Ok(false) => plan.notes.push(format!(
+                "{} has users' histories in it, and stays; if nobody needs them: rm -r {0}",
+                path.display()
+            )),
+            // There is none, or it is not ours to look into, let alone to remove.
+            Err(_) => {}
         }
         plan
     }
@@ -264,7 +294,8 @@ fn tmpfiles(users: Users) -> String {
     match users {
         Users::Group(gid) => TMPFILES
             .replace("0666 root root", &format!("0660 root {gid}"))
-            .replace("1777 root root", &format!("3775 root {gid}")),
+            .replace("perflock.d   1777 root root", &format!("perflock.d   3775 root {gid}"))
+            .replace("1777 root root", &format!("1770 root {gid}")),
         Users::All | Users::Own => TMPFILES.to_owned(),
     }
 }

@@ -1,4 +1,7 @@
 use super::*;
+use std::os::unix::fs::MetadataExt as _;
+
+const HISTORIES: &str = "/var/lib/perflock";
 
 /// A machine with systemd, whose apt is Debian's.
 fn machine() -> tempfile::TempDir {
@@ -13,7 +16,8 @@ fn machine() -> tempfile::TempDir {
 
 fn plan(root: &Path, users: Users, tame: &[&str]) -> Result<Plan, String> {
     let tame: Vec<String> = tame.iter().map(|&word| word.to_owned()).collect();
-    Plan::make(&Wanted { root, users, is_default: true, tame: &tame, pls: Path::new("/usr/bin/pls") })
+    let (pls, histories) = (Path::new("/usr/bin/pls"), None);
+    Plan::make(&Wanted { root, users, is_default: true, tame: &tame, pls, histories })
 }
 
 fn perform(plan: &Plan) {
@@ -62,10 +66,10 @@ fn what_is_written_is_written_once_and_undone() {
     assert_eq!(plan(root.path(), Users::All, &["apt-daily"]).unwrap(), Plan::default());
     // Others' files in the same directories stay, with the directories.
     fs::write(root.path().join("etc/systemd/system/apt-daily.service.d/own.conf"), "").unwrap();
-    perform(&Plan::undo(root.path()));
+    perform(&Plan::undo(root.path(), Path::new(HISTORIES)));
     assert_eq!(files(root.path()), ["etc/systemd/system/apt-daily.service.d/own.conf"]);
     assert!(!root.path().join("etc/systemd/system/user@.service.d").exists());
-    assert_eq!(Plan::undo(root.path()), Plan::default());
+    assert_eq!(Plan::undo(root.path(), Path::new(HISTORIES)), Plan::default());
 }
 
 #[test]
@@ -74,7 +78,7 @@ fn another_group_s_lock_is_written_anew() {
     perform(&plan(root.path(), Users::All, &[]).unwrap());
     let changed = plan(root.path(), Users::Group(77), &[]).unwrap();
     let [Step::Write { text, .. }] = &changed.steps[..] else { panic!("{changed:?}") };
-    assert!(text.contains("f /run/perflock   0660 root 77 -\nd /run/perflock.d 3775 root 77 -\n"), "{text}");
+    assert!(text.contains("f /run/perflock     0660 root 77 -\nd /run/perflock.d   3775 root 77 -\nd /var/lib/perflock 1770 root 77 -\n"), "{text}");
 }
 
 #[test]
@@ -91,7 +95,7 @@ fn a_file_without_our_mark_is_left_alone() {
             fs::remove_file(&path).unwrap();
             std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
         }
-        for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path())] {
+        for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path(), Path::new(HISTORIES))] {
             assert_eq!(plan.notes, [left_alone(&path)]);
             assert!(plan.steps.iter().all(|step| !step.planned().contains("tmpfiles")), "{plan:?}");
         }
@@ -125,7 +129,7 @@ fn what_was_changed_since_is_left_alone() {
     let path = root.path().join("etc/tmpfiles.d/perflock.conf");
     let changed = fs::read_to_string(&path).unwrap().replace("0666", "0600");
     fs::write(&path, &changed).unwrap();
-    for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path())] {
+    for plan in [plan(root.path(), Users::All, &[]).unwrap(), Plan::undo(root.path(), Path::new(HISTORIES))] {
         assert_eq!(plan.notes, [edited(&path)]);
         perform(&plan);
         assert_eq!(fs::read_to_string(&path).unwrap(), changed);
@@ -187,4 +191,48 @@ fn a_service_that_cannot_run_under_pls_is_an_error() {
     // Masked.
     std::os::unix::fs::symlink("/dev/null", root.path().join("etc/systemd/system/own.service")).unwrap();
     assert_eq!(plan(root.path(), Users::All, &["own.service"]).unwrap().notes, ["there is no own.service here"]);
+}
+
+#[test]
+fn histories_have_a_directory_that_goes_when_it_is_empty() {
+    let root = machine();
+    fs::create_dir_all(root.path().join("var/lib")).unwrap();
+    let directory = root.path().join("var/lib/perflock");
+    let (tame, pls, histories) = (&[][..], Path::new("/usr/bin/pls"), Some(Path::new(HISTORIES)));
+    let wanted = |users| {
+        let wanted = Wanted { root: root.path(), users, is_default: false, tame, pls, histories };
+        let steps = Plan::make(&wanted).unwrap().steps;
+        steps.into_iter().filter(|step| matches!(step, Step::Histories(_))).collect::<Vec<_>>()
+    };
+    let said = |steps: &[Step]| steps.iter().map(|step| (step.planned(), step.done())).collect::<Vec<_>>();
+    let mode = || fs::metadata(&directory).unwrap().mode() & 0o7777;
+    let both = |what: &str, would: &str, end: &str| {
+        let path = directory.display();
+        vec![(format!("{would} {path} ({end})"), format!("{what} {path} ({end})"))]
+    };
+    let first = wanted(Users::All);
+    assert_eq!(said(&first), both("created", "would create", "mode 1777"));
+    first[0].perform().unwrap();
+    assert_eq!(mode(), 0o1777);
+    assert_eq!(wanted(Users::All), []);
+    let gid = rustix::process::getegid().as_raw();
+    let group = wanted(Users::Group(gid));
+    let permissions = ("set the permissions of", "would set the permissions of");
+    assert_eq!(said(&group), both(permissions.0, permissions.1, &format!("group {gid}, mode 1770")));
+    group[0].perform().unwrap();
+    assert_eq!(mode(), 0o1770);
+    // With somebody's history in it, it stays.
+    fs::write(directory.join("1000.jsonl"), "x").unwrap();
+    let kept = Plan::undo(root.path(), Path::new(HISTORIES));
+    assert_eq!(kept.steps, []);
+    assert!(kept.notes[0].starts_with(&format!("{} has users' histories in it", directory.display())), "{kept:?}");
+    fs::remove_file(directory.join("1000.jsonl")).unwrap();
+    let undone = Plan::undo(root.path(), Path::new(HISTORIES));
+    assert_eq!(undone.steps, [Step::RemoveHistories(directory.clone())]);
+    perform(&undone);
+    assert!(!directory.exists());
+    // A link that somebody put there is refused, not followed.
+    std::os::unix::fs::symlink(root.path().join("etc"), &directory).unwrap();
+    assert!(wanted(Users::All)[0].perform().is_err());
+    assert_ne!(fs::metadata(root.path().join("etc")).unwrap().mode() & 0o7777, 0o1777);
 }

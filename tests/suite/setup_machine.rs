@@ -15,6 +15,7 @@ fn on_a_machine(world: &World, script: &str) -> Cmd {
     let script = format!(
         "mkdir -p etc/tmpfiles.d etc/systemd/system; cp -L /etc/passwd /etc/group etc; cp nightly.service etc/systemd/system; \
          mount --bind etc /etc; mount -t tmpfs run /run; mkdir -p /run/systemd/system; unset PERFLOCK_LOCK; \
+         mount -t tmpfs -o mode=755 lib /var/lib; export XDG_CONFIG_HOME=/mnt; \
          mount -t tmpfs -o mode=755 bin /mnt; cp $(command -v perflock) $(command -v pls) /mnt; PATH=/mnt:{here}:$PATH; {script}"
     );
     world.cmd("unshare --mount sh -ec").arg(script)
@@ -29,7 +30,8 @@ fn comm_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-const FILES: &str = "find /etc/tmpfiles.d /etc/systemd /run -type f -o -name perflock.d | sort";
+const FILES: &str =
+    "find /etc/tmpfiles.d /etc/systemd /run /var/lib -type f -o -name perflock.d -o -path /var/lib/perflock | sort";
 
 #[test]
 fn a_machine_is_set_up_once_and_undone() {
@@ -45,13 +47,20 @@ fn a_machine_is_set_up_once_and_undone() {
     let steps = "write /etc/tmpfiles.d/perflock.conf: the lock returns at every boot\n\
         write /etc/systemd/system/user@.service.d/perflock.conf: jobs of users who log in from now on can have cpusets, and their \
         I/O counted\n\
+        create /var/lib/perflock (mode 1777)\n\
         write /etc/systemd/system/nightly.service.d/perflock.conf: nightly.service runs under pls, and waits while somebody has \
         the machine alone\n";
     let lines = |text: &str, verb: &str| -> String {
-        text.lines().map(|line| format!("perflock: {verb} {}\n", line.split_once(' ').unwrap().1)).collect()
+        let said = |line: &str| match line.split_once(' ').unwrap() {
+            ("create", what) => {
+                format!("perflock: {} {what}\n", verb.replace("wrote", "created").replace("write", "create"))
+            }
+            (_, what) => format!("perflock: {verb} {what}\n"),
+        };
+        text.lines().map(said).collect()
     };
     let removed = "x /etc/tmpfiles.d/perflock.conf\nx /etc/systemd/system/nightly.service.d/perflock.conf\n\
-        x /etc/systemd/system/user@.service.d/perflock.conf\n";
+        x /etc/systemd/system/user@.service.d/perflock.conf\nx /var/lib/perflock\n";
     let said = [
         "perflock: would create /run/perflock.d (mode 1777)\nperflock: would create /run/perflock (mode 0666)\n"
             .to_owned(),
@@ -70,7 +79,7 @@ fn a_machine_is_set_up_once_and_undone() {
     done.prints(&format!(
         "{before}{before}/etc/systemd/system/nightly.service.d/perflock.conf\n\
          /etc/systemd/system/user@.service.d/perflock.conf\n/etc/tmpfiles.d/perflock.conf\n/run/perflock\n/run/perflock.d\n\
-         # Written by perflock --setup, and removed by perflock --undo unless it was changed (sum SUM).\n\
+         /var/lib/perflock\n# Written by perflock --setup, and removed by perflock --undo unless it was changed (sum SUM).\n\
          # Runs under pls: it waits while somebody has the machine alone, and no such job starts before it has ended.\n\
          [Service]\nExecStart=\nExecStart=/mnt/pls --quiet --leftovers wait -- /usr/lib/apt/apt.systemd.daily update\n\
          # The wait may take any time.\nTimeoutStartSec=infinity\n\
@@ -214,7 +223,7 @@ fn a_configured_lock_is_the_machine_s_and_a_named_one_is_set_up_alone() {
         .run()
         .exits(0)
         .prints(&format!(
-            "{unit}/run/named\n{unit}/etc/systemd/system/user@.service.d/perflock.conf\n/run/lab/lock\n{unit}"
+            "{unit}/run/named\n{unit}/etc/systemd/system/user@.service.d/perflock.conf\n/run/lab/lock\n/var/lib/perflock\n{unit}"
         ))
         .says("perflock: /run/named is not set up; nothing was changed\n");
 }
