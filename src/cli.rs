@@ -173,6 +173,15 @@ pub struct WholockArgs {
     /// Print nothing: exit 0 if the machine is free, 1 if it is held or waited for
     #[arg(short, long)]
     pub quiet: bool,
+    /// Show the jobs that ended: who had the machine, for how long, and after which wait
+    #[arg(long, conflicts_with_all = ["pid", "job", "tree", "quiet", "watch", "sample"])]
+    pub history: bool,
+    /// With --history: only this user's jobs
+    #[arg(long, value_name = "NAME", requires = "history")]
+    pub user: Option<String>,
+    /// With --history: only jobs that ended in this time until now: 2h, 7d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "history")]
+    pub since: Option<Duration>,
     /// Show it live, anew every so many seconds [default: 2]
     #[arg(
         long,
@@ -378,6 +387,26 @@ mod tests {
         assert_eq!(args.diffed(), Some((Path::new("a"), Path::new("-"))));
         assert_eq!(parse("--diff a b --diff c d").unwrap().diffed(), Some((Path::new("c"), Path::new("d"))));
         assert_eq!(parse("true").unwrap().diffed(), None);
+    }
+
+    #[test]
+    fn the_history_is_asked_for_alone() {
+        let parse = |line: &str| parse_wholock(line.split_whitespace().map(OsString::from).collect());
+        let args = parse("--history --user alice --since 2h --json --lock x").unwrap();
+        assert_eq!((args.user.as_deref(), args.since), (Some("alice"), Some(Duration::from_secs(7200))));
+        for line in [
+            "--user alice",
+            "--since 2h",
+            "--history 7",
+            "--history --tree",
+            "--history -q",
+            "--history --watch",
+            "--history --pid 1",
+            "--history --sample 1",
+            "--history --since soon",
+        ] {
+            assert!(matches!(parse(line), Err(Aside::Usage(_))), "{line}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Clocks: that which tickets are stamped with, above all.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -25,12 +25,24 @@ pub fn cpu_time() -> Duration {
 
 /// The time of day where we are: `14:03:22`; empty where the C library cannot tell.
 pub fn time_of_day() -> String {
-    let now = clock_gettime(ClockId::Realtime).tv_sec;
+    let time = |local: libc::tm| format!("{:02}:{:02}:{:02}", local.tm_hour, local.tm_min, local.tm_sec);
+    local(clock_gettime(ClockId::Realtime).tv_sec).map(time).unwrap_or_default()
+}
+
+/// Day and minute where we are: `2026-11-25 14:03`; empty where the C library cannot tell.
+pub fn day_and_minute(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let text = |local: libc::tm| {
+        let (year, month) = (i64::from(local.tm_year) + 1900, local.tm_mon + 1);
+        format!("{year}-{month:02}-{:02} {:02}:{:02}", local.tm_mday, local.tm_hour, local.tm_min)
+    };
+    i64::try_from(since.as_secs()).ok().and_then(local).map(text).unwrap_or_default()
+}
+
+fn local(time: libc::time_t) -> Option<libc::tm> {
     // SAFETY: an all-zero tm is valid, and it is only written to.
     let mut local: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to valid values.
-    if unsafe { libc::localtime_r(&raw const now, &raw mut local) }.is_null() {
-        return String::new();
-    }
-    format!("{:02}:{:02}:{:02}", local.tm_hour, local.tm_min, local.tm_sec)
+    let told = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    (!told.is_null()).then_some(local)
 }

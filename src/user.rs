@@ -25,6 +25,14 @@ pub fn label(uid: u32, login_uid: Option<u32>) -> String {
     }
 }
 
+/// The number of a user, by name or number.
+pub fn user_id(name: &str) -> Option<u32> {
+    match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) => Some(user.uid.as_raw()),
+        _ => name.parse().ok(),
+    }
+}
+
 /// The name of a group, or the number where there is none.
 pub fn group_name(gid: u32) -> String {
     match nix::unistd::Group::from_gid(gid.into()) {
@@ -62,6 +70,7 @@ mod tests {
             prop_assert!(!name(uid).is_empty());
             prop_assert!(label(uid, login_uid).starts_with(&name(uid)));
             let _ = group_id(&group);
+            prop_assert_eq!(user_id(&uid.to_string()), Some(uid));
         }
     }
 }

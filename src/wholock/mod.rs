@@ -3,6 +3,7 @@
 
 pub mod cores;
 pub mod full;
+pub mod history;
 pub mod job;
 pub mod json;
 pub mod load;
@@ -14,18 +15,20 @@ pub mod watch;
 use std::ffi::{c_char, c_int};
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cgroup::Usage;
 use crate::cli::{self, Aside, WholockArgs};
 use crate::config::ConfigError;
+use crate::error::FileError;
 use crate::exit::{self, Ending};
+use crate::history::{Keeping, line};
 use crate::lock::{Lock, LockError, setup};
 use crate::procfs::Proc;
 use crate::say::Say;
-use crate::settings::{Environment, Verbosity, lock_path};
+use crate::settings::{Environment, Verbosity, keeping, lock_path};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::ticks::Ticks;
 use cores::CoreMap;
@@ -46,6 +49,10 @@ enum Error {
     NoProcess(i32),
     #[error("there is no job {0}; wholock alone shows the jobs with their numbers")]
     NoJob(String),
+    #[error("there is no user {0}")]
+    NoUser(String),
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("cannot write: {}", crate::error::reason(.0))]
     Write(io::Error),
     #[error(transparent)]
@@ -85,6 +92,9 @@ fn run(args: &WholockArgs, inherited: &Inherited, say: &Say) -> Result<Ending, E
         true => setup::private_path(),
         false => lock_path(args.lock.as_ref(), &environment, &config),
     };
+    if args.history {
+        return past(args, &path, &keeping(&environment, &config), say).map(|()| Ending::Code(0));
+    }
     // Every ticket is open at once while they are looked at, and a queue may be longer than the usual limit.
     if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
@@ -146,6 +156,22 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
         false => view::table(&snapshot, load, cores, view::terminal_width(), args.tree.then_some(&proc)),
     })?;
     Ok(0)
+}
+
+/// `--history`. The lock need not be there any more.
+fn past(args: &WholockArgs, lock: &Path, keeping: &Keeping, say: &Say) -> Result<(), Error> {
+    let number = |name: &String| crate::user::user_id(name).ok_or_else(|| Error::NoUser(crate::text::escape(name)));
+    let wanted = history::Wanted {
+        lock: line::lock_text(&lock.to_string_lossy()),
+        uid: args.user.as_ref().map(number).transpose()?,
+        ended_after: args.since.and_then(|since| SystemTime::now().checked_sub(since)),
+    };
+    let past = history::Past::read(keeping, &wanted)?;
+    past.notice().iter().for_each(|notice| say.wrong(notice));
+    print(&match args.json {
+        true => past.document(&wanted, keeping),
+        false => past.text(view::terminal_width()),
+    })
 }
 
 /// `--pid`.

@@ -53,7 +53,7 @@ pub fn table(
     };
     let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(with_processes);
     let outsiders = snapshot.outsiders.iter().map(|(outsider, job)| outsider_row(outsider, *job));
-    lay_out(jobs.chain(outsiders).collect(), width) + &load
+    lay_out(&COLUMNS, &RIGHT, jobs.chain(outsiders).collect(), width) + &load
 }
 
 /// Who uses the machine outside of jobs, a line each; empty if nobody does.
@@ -79,12 +79,12 @@ fn busy_process(busy: &Busy) -> String {
 
 /// A job's processes alone, read from `proc`.
 pub fn processes_table(job: &Job, width: Option<u16>, proc: &Proc) -> String {
-    lay_out(tree::read(proc, &job.members).iter().map(process_row).collect(), width)
+    lay_out(&COLUMNS, &RIGHT, tree::read(proc, &job.members).iter().map(process_row).collect(), width)
 }
 
 /// Some jobs.
 pub fn jobs_table(jobs: &[&Job], width: Option<u16>) -> String {
-    lay_out(jobs.iter().flat_map(|job| rows(job)).collect(), width)
+    lay_out(&COLUMNS, &RIGHT, jobs.iter().flat_map(|job| rows(job)).collect(), width)
 }
 
 /// One line of the table.
@@ -217,18 +217,25 @@ fn percent(percent: Option<f64>) -> String {
     known(percent.map(|percent| format!("{percent:.0}%")))
 }
 
-fn lay_out(mut rows: Vec<Row>, width: Option<u16>) -> String {
+/// A table whose last column is the widest: it is cut to what a terminal of this width has room for. Numbers are in the columns
+/// `right`.
+pub(super) fn lay_out<const N: usize>(
+    columns: &[&str; N],
+    right: &[usize],
+    mut rows: Vec<[String; N]>,
+    width: Option<u16>,
+) -> String {
     if let Some(width) = width {
-        shorten_commands(&mut rows, width.into());
+        shorten_last(columns, &mut rows, width.into());
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(COLUMNS);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(columns);
     for row in rows {
         table.add_row(row);
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
-        if RIGHT.contains(&index) {
+        if right.contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -236,12 +243,12 @@ fn lay_out(mut rows: Vec<Row>, width: Option<u16>) -> String {
 }
 
 /// Cuts command lines to what the other columns leave of the terminal.
-fn shorten_commands(rows: &mut [Row], width: usize) {
+fn shorten_last<const N: usize>(columns: &[&str; N], rows: &mut [[String; N]], width: usize) {
     use unicode_width::UnicodeWidthStr;
-    let last = COLUMNS.len() - 1;
+    let last = N - 1;
     let widest = |column: usize| {
         let cells = rows.iter().map(|row| row[column].width());
-        cells.chain([COLUMNS[column].width()]).max().unwrap_or(0)
+        cells.chain([columns[column].width()]).max().unwrap_or(0)
     };
     let others: usize = (0..last).map(|column| widest(column) + 2).sum();
     let left = width.saturating_sub(others).max(SHORTEST_COMMAND);

@@ -16,6 +16,7 @@ mod escapes;
 mod fallback;
 mod guard;
 mod harness;
+mod history;
 mod hostile;
 mod hostile_jobs;
 mod in_a_session;

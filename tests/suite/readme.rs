@@ -70,7 +70,8 @@ fn every_console_block_does_what_the_readme_shows() {
             // As on a machine with systemd, whose /etc is the test's.
             world.script("systemctl", "#!/bin/sh\n");
             script.push_str(
-                "mkdir -p etc/tmpfiles.d /run/systemd/system; cp -L /etc/passwd /etc/group etc; mount --bind etc /etc\n\
+                "mount -t tmpfs -o mode=755 tmpfs /var/lib; rm .config/perflock/config.toml\n\
+                 mkdir -p etc/tmpfiles.d /run/systemd/system; cp -L /etc/passwd /etc/group etc; mount --bind etc /etc\n\
                  PATH=$PWD:$PATH\n",
             );
         } else {
