@@ -64,7 +64,7 @@ pub fn ticket(bytes: &[u8]) {
 pub fn history(bytes: &[u8]) {
     let read = |mut text: &[u8]| {
         let mut found = Vec::new();
-        let passed_over = read::lines(&mut text, &mut |line| found.push(line)).unwrap_or(usize::MAX);
+        let passed_over = read::lines(&mut text, &|_| true, &mut |line| found.push(line)).unwrap_or(usize::MAX);
         (found, passed_over)
     };
     let (found, passed_over) = read(bytes);

@@ -17,6 +17,9 @@ pub const VERSION: u32 = 1;
 /// is found that stands behind a torn one.
 pub const BEGINNING: &[u8] = b"{\"version\":";
 
+/// What stands before a line's command.
+const COMMAND: &[u8] = b"\"command\":";
+
 /// No line is longer; a longer one is none of ours.
 pub const LONGEST: usize = 64 << 10;
 
@@ -122,6 +125,19 @@ impl Line {
         let lasted = Duration::from_micros(self.waited_usec.saturating_add(self.held_usec));
         self.started.checked_add(lasted).unwrap_or(self.started)
     }
+}
+
+/// The part of a line that begins with its command, as JSON; `None` where there is none. So most lines need not be read for it.
+pub fn command_in(text: &[u8]) -> Option<&[u8]> {
+    // Near the end. In the words themselves a quote has a backslash before it.
+    let at = text.windows(COMMAND.len()).rposition(|part| part == COMMAND)?;
+    Some(&text[at + COMMAND.len()..])
+}
+
+/// How a line has this command.
+pub fn command_text(kept: &[String]) -> Vec<u8> {
+    // Strings: nothing in it can fail.
+    serde_json::to_vec(kept).unwrap_or_default()
 }
 
 /// The lock file as a line has it.
@@ -283,6 +299,7 @@ pub(super) mod tests {
             prop_assert!(text.len() < 4096, "{} bytes", text.len());
             prop_assert!(text.starts_with(BEGINNING));
             prop_assert_eq!(text.windows(BEGINNING.len()).filter(|part| *part == BEGINNING).count(), 1);
+            prop_assert!(command_in(&text).unwrap().starts_with(&command_text(&line.command)));
             prop_assert_eq!(Line::parse(text.strip_suffix(b"\n").unwrap()), Some(line));
         }
     }

@@ -14,12 +14,16 @@
 //! What cannot be written is lost, with one warning: the job and its exit code are what they are without a history. A line that
 //! was torn, by a full disk say, is passed over by who reads, and does not take the next one with it.
 //!
+//! How long a command took before ([`runs`]) says when those behind it may start ([`expect`]): a guess, and shown as one.
+//!
 //! Arguments hold secrets, and others read the file. So a line has the program and two more words, without what follows a `=`,
 //! unless `history.command` is `full`.
 
+pub mod expect;
 pub mod file;
 pub mod line;
 pub mod read;
+pub mod runs;
 
 use std::path::{Path, PathBuf};
 

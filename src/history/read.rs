@@ -62,6 +62,19 @@ impl Source {
     /// # Errors
     /// It could not be read.
     pub fn read(&self, most: Option<u64>, found: &mut dyn FnMut(Line)) -> Result<usize, FileError> {
+        self.read_some(most, &|_| true, found)
+    }
+
+    /// The same with those lines alone whose text `is_wanted`.
+    ///
+    /// # Errors
+    /// It could not be read.
+    pub fn read_some(
+        &self,
+        most: Option<u64>,
+        is_wanted: &dyn Fn(&[u8]) -> bool,
+        found: &mut dyn FnMut(Line),
+    ) -> Result<usize, FileError> {
         let on = |error| FileError::on("read", &self.path)(error);
         let Some(mut file) = self.open().map_err(on)? else { return Ok(0) };
         let most = most.unwrap_or(MOST);
@@ -73,7 +86,7 @@ impl Source {
             pass_over(&mut reader).map_err(on)?;
         }
         // It may grow meanwhile.
-        lines(&mut reader.take(most), found).map_err(on)
+        lines(&mut reader.take(most), is_wanted, found).map_err(on)
     }
 
     fn open(&self) -> io::Result<Option<File>> {
@@ -94,11 +107,15 @@ impl Source {
     }
 }
 
-/// Calls `found` with each line. Returns how many were passed over. No more than a line is in memory at a time.
+/// Calls `found` with each line whose text `is_wanted`. Returns how many were passed over. No more than a line is in memory at a time.
 ///
 /// # Errors
 /// It could not be read.
-pub fn lines(reader: &mut impl BufRead, found: &mut dyn FnMut(Line)) -> io::Result<usize> {
+pub fn lines(
+    reader: &mut impl BufRead,
+    is_wanted: &dyn Fn(&[u8]) -> bool,
+    found: &mut dyn FnMut(Line),
+) -> io::Result<usize> {
     let (mut passed_over, mut text) = (0, Vec::new());
     loop {
         text.clear();
@@ -112,7 +129,7 @@ pub fn lines(reader: &mut impl BufRead, found: &mut dyn FnMut(Line)) -> io::Resu
             continue;
         }
         let text = text.strip_suffix(b"\n").unwrap_or(&text);
-        if text.is_empty() {
+        if text.is_empty() || !is_wanted(text) {
             continue;
         }
         let line = Line::parse(text);
@@ -150,7 +167,7 @@ mod tests {
 
     fn read(text: &[u8]) -> (Vec<Line>, usize) {
         let mut found = Vec::new();
-        let passed_over = lines(&mut &*text, &mut |line| found.push(line)).unwrap();
+        let passed_over = lines(&mut &*text, &|_| true, &mut |line| found.push(line)).unwrap();
         (found, passed_over)
     }
 

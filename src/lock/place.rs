@@ -81,6 +81,8 @@ pub struct Ahead {
     pub exact: bool,
     /// The jobs that have the machine: we, or those before us, wait for them.
     pub holders: Vec<Other>,
+    /// The jobs that wait before us, in the order of the queue; not where cores are waited for.
+    pub waiters: Vec<Other>,
     /// The supervisors of the jobs that were looked at, whoever they are.
     pub supervisors: Vec<i32>,
     /// Where cores are waited for: every processor that is somebody's alone.
@@ -276,7 +278,7 @@ impl Place {
         // Those too many to look at are counted as if they lived.
         let mut jobs = queue.iter().skip(LOOKED_AT).filter(|&&entry| conflicting(entry)).count();
         let exact = jobs == 0;
-        let mut holders = Vec::new();
+        let (mut holders, mut waiters) = (Vec::new(), Vec::new());
         let mut supervisors = Vec::new();
         for seen in looked_at.filter_map(|entry| self.queue.see(entry)).filter(Seen::is_live) {
             jobs += usize::from(conflicting(seen.entry));
@@ -284,9 +286,11 @@ impl Place {
             supervisors.push(other.record.joined.pid);
             if other.record.granted_usec.is_some() {
                 holders.push(other);
+            } else if other.number < me.number {
+                waiters.push(other);
             }
         }
-        Ok(Ahead { jobs, exact, holders, supervisors, ..Ahead::default() })
+        Ok(Ahead { jobs, exact, holders, waiters, supervisors, ..Ahead::default() })
     }
 
     /// Lets others pass while this waiter is stopped. Its ticket keeps its place until [`Place::resume`].

@@ -6,16 +6,22 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Here, Prepared, Run};
 use crate::exit::Ending;
+use crate::history::expect::{self, Course, Guess};
+use crate::history::runs;
 use crate::lock::outsiders::Outsider;
-use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Place, Queue, Record, Seen, Woken};
+use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Other, Place, Queue, Record, Seen, Woken};
 use crate::orphan;
 use crate::pin::{CpuList, Plan};
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
+use crate::settings::Verbosity;
 use crate::step::Step;
 use crate::supervisor::signals::{self, Signals};
 use crate::text;
+
+/// Of the jobs ahead, the histories of so many users are read: a waiter is small, and there may be a thousand.
+const USERS_LOOKED_UP: usize = 4;
 
 /// How long a wait that should be over at once goes on without a word.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,7 +85,8 @@ impl Run {
                 let what = awaited(plan, &ahead);
                 awaiting = if ahead.taken.is_some() { what.clone() } else { "the lock".to_owned() };
                 // Our ticket is live: a reader who does not read must not hold up the queue.
-                self.say.note_now(&format!("waiting for {what}{who}"));
+                let start = self.expected_start(&ahead).map(|start| format!("; start in {}", expect::shown(&start)));
+                self.say.note_now(&format!("waiting for {what}{who}{}", start.unwrap_or_default()));
                 give_back_memory();
             };
             let ask = plan.map(|_| Ask { pick: &pick, spent: &counts_not, patience });
@@ -231,6 +238,34 @@ impl Run {
         let outsiders = outsiders(ahead, place, &here.proc);
         self.account.waits(place.ticket().entry.number, ahead.jobs, &outsiders);
         report::in_the_way(ahead, &|record| here.login_uid(record), &outsiders)
+    }
+
+    /// When it may start, from how long the jobs ahead took before. Nothing is read of which nobody is told.
+    fn expected_start(&self, ahead: &Ahead) -> Option<Guess> {
+        if self.settings.verbosity == Verbosity::Quiet
+            || ahead.holders.is_empty()
+            || ahead.taken.is_some()
+            || !ahead.exact
+        {
+            return None;
+        }
+        let jobs: Vec<&Other> = ahead.holders.iter().chain(&ahead.waiters).collect();
+        let commands: Vec<(u32, &[String])> = jobs.iter().map(|job| (job.uid, &*job.record.joined.command)).collect();
+        let runs = runs::of_commands(&self.settings.history, &commands, USERS_LOOKED_UP);
+        let mut course = Course::default();
+        for (job, runs) in jobs.iter().zip(&runs) {
+            match job.record.granted_usec {
+                Some(granted_usec) => {
+                    course.holds(job.mode, expect::remaining(runs, crate::clock::since(granted_usec)));
+                }
+                // Others pass one that is stopped.
+                None if job.record.stopped => {}
+                None => {
+                    course.waits(job.mode, expect::remaining(runs, Duration::ZERO));
+                }
+            }
+        }
+        course.waits(self.settings.mode, None)
     }
 
     pub(super) fn gave_up(&self, started: Instant, what: &str) -> Ending {

@@ -2,6 +2,7 @@
 
 use super::snapshot::Job;
 use super::view;
+use crate::history::expect;
 use crate::procfs::{self, ContextSwitches, Proc};
 use crate::report::facts::{self, Fact};
 use crate::text;
@@ -28,6 +29,10 @@ fn lines(job: &Job, proc: &Proc) -> Vec<Fact> {
         ("mode", job.mode.to_string()),
         ("state", format!("{}, {}", view::state(job), text::duration(job.age))),
     ];
+    lines.extend(job.expected_start.map(|start| {
+        let spread = text::duration(start.spread);
+        ("expected start", format!("in {}, the middle half of which are {spread} apart", expect::shown(&start)))
+    }));
     lines.extend(job.message.as_ref().map(|message| ("message", text::escape(message))));
     let of_cpu = |percent: Option<f64>| percent.map(|percent| format!("{percent:.0}% of a core"));
     lines.extend([

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Usage;
+use crate::history::expect::Guess;
 use crate::job::{JobId, Mode};
 use crate::limit::Limits;
 use crate::lock::Seen;
@@ -63,6 +64,8 @@ pub struct Job {
     pub processes: Option<usize>,
     /// Their pids, jobs inside it included.
     pub members: Vec<i32>,
+    /// When it may start, if it waits, and as far as anybody can guess.
+    pub expected_start: Option<Guess>,
     /// Its command line.
     pub command: Vec<String>,
     /// Its note.
@@ -171,6 +174,7 @@ impl Job {
             usage: Usage::default(),
             read_at: Instant::now(),
             cpu_now_percent: None,
+            expected_start: None,
             processes: None,
             members: Vec::new(),
             command: Vec::new(),

@@ -51,6 +51,8 @@ struct JobFields<'a> {
     state: &'static str,
     /// The number of the job that it waits for; `null` where it waits for the lock file, or does not wait.
     waits_for: Option<u64>,
+    /// When it may start; `null` where it does not wait, or nobody can guess.
+    expected_start: Option<StartFields>,
     /// Since it got the machine, or since it joined.
     age_usec: u64,
     command: &'a [String],
@@ -72,6 +74,14 @@ struct JobFields<'a> {
     inner_more: usize,
     /// `--tree`.
     process_list: Option<Vec<ProcessFields>>,
+}
+
+/// A guess.
+#[derive(Serialize)]
+struct StartFields {
+    after_usec: u64,
+    runs: usize,
+    spread_usec: u64,
 }
 
 #[derive(Serialize)]
@@ -226,6 +236,11 @@ fn job<'a>(job: &'a Job, proc: &Proc, tree: bool) -> JobFields<'a> {
         mode: job.mode,
         state,
         waits_for,
+        expected_start: job.expected_start.map(|start| StartFields {
+            after_usec: in_usec(start.after),
+            runs: start.runs,
+            spread_usec: in_usec(start.spread),
+        }),
         age_usec: in_usec(job.age),
         command: &job.command,
         message: job.message.as_deref(),

@@ -2,6 +2,7 @@
 //! and needs no privilege: tickets are readable by whoever may use the lock, and groups' counters by everybody.
 
 pub mod cores;
+pub mod expected;
 pub mod full;
 pub mod history;
 pub mod job;
@@ -106,11 +107,11 @@ fn run(args: &WholockArgs, inherited: &Inherited, say: &Say) -> Result<Ending, E
         let target = watch::Target { path, private: args.private };
         return Ok(watch::run(&target, interval, inherited)?);
     }
-    once(args, &path, opened).map(Ending::Code)
+    once(args, &path, opened, &keeping(&environment, &config)).map(Ending::Code)
 }
 
 /// Everything but `--watch`.
-fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Result<u8, Error> {
+fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>, keeping: &Keeping) -> Result<u8, Error> {
     if args.private && matches!(opened, Err(LockError::Missing(_))) {
         // Made by the first job: nobody can have it yet.
         return match (args.quiet, args.json) {
@@ -134,7 +135,8 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
     let sample = args.sample.unwrap_or(SAMPLE);
     let take = |sample, read| Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock);
     if let Some(which) = &args.job {
-        let snapshot = take(sample, Usage::read_all)?;
+        let mut snapshot = take(sample, Usage::read_all)?;
+        snapshot.expect_starts(keeping);
         let job = snapshot.find(which).ok_or_else(|| Error::NoJob(crate::text::escape(which)))?;
         print(&full::text(job, view::terminal_width(), &proc))?;
         return Ok(0);
@@ -145,10 +147,11 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>) -> Res
     }
     // Before the jobs: whichever joins from here on is known by its time to be new.
     let before = (!sample.is_zero()).then(|| Ticks::read(&proc).ok()).flatten();
-    let snapshot = take(sample, if args.json { Usage::read_all } else { Usage::read })?;
+    let mut snapshot = take(sample, if args.json { Usage::read_all } else { Usage::read })?;
     let after = before.is_some().then(|| Ticks::read(&proc).ok()).flatten();
     let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], &proc));
     let load = load.as_ref();
+    snapshot.expect_starts(keeping);
     let cores = CoreMap::of(&snapshot, Path::new("/"));
     let cores = cores.as_ref();
     print(&match args.json {

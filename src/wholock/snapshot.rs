@@ -300,6 +300,7 @@ impl View<'_> {
             usage: Usage::default(),
             read_at: Instant::now(),
             cpu_now_percent: None,
+            expected_start: None,
             processes: None,
             command: record.joined.command.clone(),
             message: record.joined.message.clone(),

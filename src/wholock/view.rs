@@ -8,6 +8,7 @@ use super::cores::CoreMap;
 use super::load::{Busy, Load, UserLoad};
 use super::snapshot::{Inner, Job, Snapshot, State};
 use super::tree::{self, Process};
+use crate::history::expect;
 use crate::lock::outsiders::Outsider;
 use crate::procfs::Proc;
 use crate::report::facts::{UNKNOWN, known};
@@ -25,6 +26,9 @@ pub const RIGHT: [usize; 7] = [0, 4, 5, 6, 7, 8, 9];
 
 /// No process is indented further.
 const DEEPEST: usize = 20;
+
+/// Of so many waiters it is told when they may start: each is more of a guess than the one before it.
+const EXPECTED: usize = 5;
 
 /// The least that is left of a command line in a narrow terminal.
 const SHORTEST_COMMAND: usize = 12;
@@ -53,7 +57,13 @@ pub fn table(
     };
     let jobs = snapshot.holders.iter().chain(&snapshot.waiters).flat_map(with_processes);
     let outsiders = snapshot.outsiders.iter().map(|(outsider, job)| outsider_row(outsider, *job));
-    lay_out(&COLUMNS, &RIGHT, jobs.chain(outsiders).collect(), width) + &load
+    lay_out(&COLUMNS, &RIGHT, jobs.chain(outsiders).collect(), width) + &expected(snapshot) + &load
+}
+
+/// When the first few of those who wait may start, a line each, as far as that can be guessed.
+fn expected(snapshot: &Snapshot) -> String {
+    let known = snapshot.waiters.iter().filter_map(|job| Some((job.number, job.expected_start?)));
+    known.take(EXPECTED).map(|(number, start)| format!("job {number} starts in {}\n", expect::shown(&start))).collect()
 }
 
 /// Who uses the machine outside of jobs, a line each; empty if nobody does.
@@ -276,6 +286,7 @@ mod tests {
             read_at: std::time::Instant::now(),
             cpu_now_percent: None,
             processes: None,
+            expected_start: None,
             command: vec![command.to_owned()],
             message: None,
             pinned: None,

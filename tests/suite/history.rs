@@ -328,3 +328,58 @@ fn lines_of_jobs_that_end_at_once_do_not_mix() {
     assert_eq!(commands, vec![json!(["sh", "-c", ": a…"]); 24]);
     world.assert_clean();
 }
+
+#[test]
+fn a_waiter_is_told_when_it_may_start_and_that_this_is_a_guess() {
+    needs!(V2);
+    let world = World::new();
+    // What `World::holder` runs, and what waits.
+    let run = |command: Value, minutes: u64, code: i32| {
+        let mut run = line(&world, code, "2020-01-01T00:00:00Z");
+        (run["command"], run["held_usec"]) = (command, json!(minutes * 60_000_000));
+        format!("{run}\n")
+    };
+    let (held, waits) = (json!(["sh", "-c", "echo running;…"]), json!(["sleep", "0.01"]));
+    let mut text: String = [12, 14, 16].map(|minutes| run(held.clone(), minutes, 0)).concat();
+    // Those that failed tell nothing.
+    text.push_str(&run(held.clone(), 1, 1).repeat(5));
+    text.push_str(&run(waits.clone(), 60, 0).repeat(2));
+    fs::write(file(&world, world.uid()), &text).unwrap();
+    let holder = world.holder("perflock");
+    let first = world.waiter("2.x", world.cmd("perflock sleep 0.01"));
+    first.wait_stderr("behind 1 job; ");
+    let said = first.stderr();
+    assert!(said.ends_with("s); start in about 14m (a guess from 3 runs)\n"), "{said}");
+    // Of the one before it two runs are too few.
+    let second = world.waiter("3.x", world.cmd("perflock true"));
+    second.wait_stderr("behind 2 jobs; ");
+    assert!(!second.stderr().contains("start in"), "{}", second.stderr());
+    let quiet = |text: &str| {
+        let done = world.cmd("wholock --sample 0").run().exits(0).says("");
+        let told: Vec<&str> = done.stdout.lines().filter(|line| line.contains("starts in")).collect();
+        assert_eq!(told.join("\n"), text, "{}", done.stdout);
+    };
+    quiet("job 2 starts in about 14m (a guess from 3 runs)");
+    fs::write(file(&world, world.uid()), text + &run(waits, 60, 0)).unwrap();
+    quiet("job 2 starts in about 14m (a guess from 3 runs)\njob 3 starts in about 1h 14m (a guess from 3 runs)");
+    let document = world.cmd("wholock --sample 0 --json").run().exits(0).stdout;
+    let document: Value = serde_json::from_str(&document).unwrap();
+    let schema = serde_json::from_str(&source("config/wholock.schema.json")).unwrap();
+    assert!(jsonschema::draft202012::new(&schema).unwrap().is_valid(&document), "{document:#}");
+    let start = |index: usize| document["waiters"][index]["expected_start"].clone();
+    assert_eq!((&start(0)["runs"], &start(0)["spread_usec"]), (&json!(3), &json!(240_000_000)));
+    assert!(start(1)["after_usec"].as_u64() > start(0)["after_usec"].as_u64(), "{document:#}");
+    assert_eq!(document["holders"][0]["expected_start"], Value::Null);
+    let full = world.cmd("wholock --sample 0 3").run().exits(0).stdout;
+    assert!(full.contains("expected start    in about 1h 14m (a guess from 3 runs), "), "{full}");
+    // A plain flock is in nobody's order.
+    let flock = world.cmd("flock").arg(world.lock()).arg("true").spawn();
+    wait_until("flock waits", || world.cmd("wholock --sample 0").run().stdout.contains("(flock)"));
+    quiet("");
+    drop(flock);
+    holder.signal(libc::SIGTERM);
+    holder.wait().dies_of(libc::SIGTERM);
+    first.wait().exits(0);
+    second.wait().exits(0);
+    world.assert_clean();
+}

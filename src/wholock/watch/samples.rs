@@ -22,6 +22,7 @@ pub(super) fn holder(number: u64, command: &str) -> Job {
         usage: Usage::default(),
         read_at: Instant::now(),
         cpu_now_percent: None,
+        expected_start: None,
         processes: Some(2),
         members: vec![4, 5],
         command: vec![command.to_owned()],
