@@ -229,6 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_are_written_at_once_do_not_mix() {
+        let root = tempfile::tempdir().unwrap();
+        let keeping = Keeping { size: Size::Bytes(1 << 30), ..keeping(root.path()) };
+        fs::create_dir(&keeping.directory).unwrap();
+        std::thread::scope(|scope| {
+            for first in [0, 1000, 2000, 3000] {
+                let keeping = &keeping;
+                scope.spawn(move || {
+                    (first..first + 300).for_each(|number| {
+                        append(keeping, &Line { number, ..line() }).unwrap();
+                    });
+                });
+            }
+        });
+        let mut numbers = numbers(&keeping);
+        numbers.sort_unstable();
+        let all: Vec<u64> = [0, 1000, 2000, 3000].into_iter().flat_map(|first| first..first + 300).collect();
+        assert_eq!(numbers, all);
+    }
+
+    #[test]
     fn what_others_put_there_is_not_written_to() {
         let root = tempfile::tempdir().unwrap();
         let keeping = keeping(root.path());
