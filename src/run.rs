@@ -468,15 +468,6 @@ impl Run {
         if let Some(guard) = guard {
             guard.reap();
         }
-        // A full disk changes nothing of how the job ended.
-        let not_written = match self.chronicle.finished(&self.settings, &outcome, cancelled.is_some()) {
-            Ok(true) => None,
-            Ok(false) => {
-                self.say.detail("there is no place for a history (perflock --setup makes one for everybody)");
-                None
-            }
-            Err(error) => Some(format!("warning: {error}")),
-        };
         let what_happened =
             [cancelled.map(report::cancelled), report::stopped(&outcome), report::ended(&outcome, self.say.name())];
         // Before anything is printed: a reader of stderr may be slow.
@@ -484,9 +475,9 @@ impl Run {
         let escaped = escapes.as_ref().map(report::escapes::warnings).unwrap_or_default();
         let verdict = self.verdict(watched);
         let (full, no_report) = self.account.finished(&outcome, cancelled, escapes, verdict.clone());
-        for line in
-            warnings.iter().chain(what_happened.iter().flatten()).chain(&escaped).chain(&no_report).chain(&not_written)
-        {
+        let not_written = [no_report, self.keep_history(&outcome, cancelled.is_some(), verdict.as_ref())];
+        let told_of = what_happened.iter().flatten().chain(&escaped).chain(not_written.iter().flatten());
+        for line in warnings.iter().chain(told_of) {
             self.say.wrong(line);
         }
         let succeeded = outcome.exit == Exit::Code(0) && !outcome.timed_out;

@@ -9,6 +9,7 @@ use super::Commands;
 use crate::child::Exit;
 use crate::job::Mode;
 use crate::report::document::{Reason, rfc3339};
+use crate::verdict::Word;
 
 /// The version of the format: a field may be added, but it changes when one goes or comes to mean something else.
 pub const VERSION: u32 = 1;
@@ -73,7 +74,7 @@ pub struct Line {
     /// How many words of it are not here.
     pub words_left_out: usize,
     /// Whether the machine was quiet, in a word, where that was judged.
-    pub verdict: Option<String>,
+    pub verdict: Option<Word>,
 }
 
 /// How a job ended.

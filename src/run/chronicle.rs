@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account;
+use super::{Run, account};
 use crate::cgroup::Usage;
 use crate::error::FileError;
 use crate::history::line::{self, End, Line};
@@ -14,6 +14,7 @@ use crate::job::JobId;
 use crate::report::document::{Reason, in_usec};
 use crate::settings::Settings;
 use crate::supervisor::{Outcome, signals};
+use crate::verdict::Verdict;
 
 /// The run, as far as a line of history tells of it.
 #[derive(Debug)]
@@ -60,12 +61,13 @@ impl Chronicle {
         self.given_back_after.set(Some(self.since.elapsed()));
     }
 
-    /// The job is over, and the machine given back. Returns a warning where its line could not be written.
-    pub(super) fn finished(
+    /// The job is over, and the machine given back.
+    fn finished(
         &self,
         settings: &Settings,
         outcome: &Outcome,
         is_cancelled: bool,
+        verdict: Option<&Verdict>,
     ) -> Result<bool, FileError> {
         let reason = account::reason(outcome, is_cancelled);
         let cpu_usec = outcome.usage.cpu_usec.unwrap_or_else(|| outcome.waited_for.cpu_usec());
@@ -74,6 +76,7 @@ impl Chronicle {
             line.wall_usec = Some(in_usec(outcome.wall));
             line.cpu_usec = Some(cpu_usec);
             line.memory_peak_bytes = outcome.usage.memory_peak_bytes;
+            line.verdict = verdict.map(|verdict| verdict.word);
         })
     }
 
@@ -115,5 +118,25 @@ impl Chronicle {
         complete(&mut line);
         signals::outlive_file_limits();
         file::append(&settings.history, &line)
+    }
+}
+
+impl Run {
+    /// Writes the line of a job that is over. Returns what is to be said if that cannot be done: a full disk changes nothing of how
+    /// the job ended.
+    pub(super) fn keep_history(
+        &self,
+        outcome: &Outcome,
+        is_cancelled: bool,
+        verdict: Option<&Verdict>,
+    ) -> Option<String> {
+        match self.chronicle.finished(&self.settings, outcome, is_cancelled, verdict) {
+            Ok(true) => None,
+            Ok(false) => {
+                self.say.detail("there is no place for a history (perflock --setup makes one for everybody)");
+                None
+            }
+            Err(error) => Some(format!("warning: {error}")),
+        }
     }
 }

@@ -40,7 +40,7 @@ mod tree;
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use limit::{Apart, Counts, Limit};
 
@@ -50,7 +50,7 @@ use crate::text;
 pub const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Whether the machine was quiet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Word {
     /// Nobody else used it, but for a little.

@@ -16,6 +16,7 @@ use crate::report::document::{Person, Reason, rfc3339};
 use crate::report::facts::known;
 use crate::report::full::signal_name;
 use crate::text;
+use crate::verdict::Word;
 
 /// The version of the JSON.
 const VERSION: u32 = 1;
@@ -222,7 +223,7 @@ struct JobFields<'a> {
     exit: End,
     command: &'a [String],
     words_left_out: usize,
-    verdict: Option<&'a str>,
+    verdict: Option<Word>,
 }
 
 #[derive(Serialize)]
@@ -250,6 +251,6 @@ fn job(uid: u32, line: &Line) -> JobFields<'_> {
         exit: line.exit,
         command: &line.command,
         words_left_out: line.words_left_out,
-        verdict: line.verdict.as_deref(),
+        verdict: line.verdict,
     }
 }
