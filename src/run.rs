@@ -8,6 +8,7 @@
 mod account;
 mod cancel;
 mod chronicle;
+mod error;
 mod here;
 mod job;
 mod limiting;
@@ -22,9 +23,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::cpuset::CpusetError;
-use crate::cgroup::limits::LimitError;
-use crate::cgroup::{self, Choice, Detected, GroupError, Place};
+use crate::cgroup::{self, Choice, Detected, Place};
 use crate::check;
 use crate::child::Exit;
 use crate::cli::{self, Aside, RunArgs};
@@ -34,19 +33,19 @@ use crate::exit::{self, Ending};
 use crate::job::{JobId, Mode};
 use crate::lock::{self, Hold, Joined, Lock, LockError, setup};
 use crate::nested::{self, Outer};
-use crate::pin::{PinError, Plan};
+use crate::pin::Plan;
 use crate::report;
 use crate::report::document::Reason;
 use crate::say::Say;
 use crate::settings::{Environment, Settings, Verbosity, setup_command};
 use crate::supervisor::Outcome;
-use crate::supervisor::command::{Command, CommandError};
+use crate::supervisor::command::Command;
 use crate::supervisor::inherit::{self, Inherited};
 use crate::supervisor::signals::Signals;
-use crate::supervisor::spawn::SpawnError;
 use crate::text;
 use account::Account;
 use chronicle::Chronicle;
+use error::Error;
 use here::{Here, Prepared, no_group, weaker};
 use job::{Finished, Job};
 use limiting::Limiting;
@@ -63,60 +62,6 @@ const WORTH_TELLING: Duration = Duration::from_secs(1);
 
 /// How that job holds the machine.
 const MODE_VARIABLE: &str = "PERFLOCK_MODE";
-
-/// Why nothing was run, or why what ran could not be seen to its end.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("{0}")]
-    Usage(String),
-    #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error(transparent)]
-    File(#[from] crate::error::FileError),
-    #[error(transparent)]
-    Group(#[from] GroupError),
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    #[error(transparent)]
-    Cpuset(#[from] CpusetError),
-    #[error(transparent)]
-    Limit(#[from] LimitError),
-    #[error(transparent)]
-    Kernel(#[from] crate::kernel::Unfit),
-    #[error("out of memory: {name} cannot be started within the job's limit of {limit} (--memory)")]
-    TooLittleMemory { name: String, limit: String },
-    #[error("{0}")]
-    NotSetUp(String),
-    #[error("{0}")]
-    Refused(String),
-    /// Not an error, but an end without the machine: a signal came before the command was started.
-    #[error("died of signal {0}")]
-    Signalled(i32),
-    #[error("cannot {what}: {}", crate::error::reason(.source))]
-    System { what: &'static str, source: io::Error },
-}
-
-impl Error {
-    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::System { what, source }
-    }
-
-    fn code(&self) -> u8 {
-        match self {
-            Self::Command(CommandError::NotFound { .. }) => exit::NOT_FOUND,
-            Self::Command(CommandError::NotExecutable { .. }) => exit::NOT_EXECUTABLE,
-            Self::Spawn(SpawnError::Exec { source, .. }) if source.kind() == io::ErrorKind::NotFound => exit::NOT_FOUND,
-            Self::Spawn(SpawnError::Exec { .. }) | Self::TooLittleMemory { .. } => exit::NOT_EXECUTABLE,
-            _ => exit::OURS,
-        }
-    }
-}
 
 /// `main` of `perflock` (exclusive) and `pls` (shared).
 ///

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{ALICE, Cmd, Done, World, source, wait_until};
 use crate::needs;
-use crate::queue::{sleeps, voluntary_switches};
+use crate::queue::{sleeps, sleeps_for_good, voluntary_switches};
 
 /// What is found, once it was seen to be as its schema says, with every feature once, and to agree with the exit code.
 #[track_caller]
@@ -154,7 +154,7 @@ fn a_machine_that_is_held_is_not_disturbed() {
     let waiter = world.waiter("2.x", world.cmd("perflock -q true"));
     let guard = world.guard_of("1.x");
     let pids = [holder.pid(), guard, waiter.pid()];
-    wait_until("every thread sleeps", || pids.into_iter().all(sleeps));
+    wait_until("every thread sleeps", || pids.into_iter().all(sleeps) && sleeps_for_good(holder.pid()));
     let tickets = || ["1.x", "2.x"].map(|name| fs::read(world.queue().join(name)).unwrap());
     let woken = || pids.map(voluntary_switches);
     let groups = world.job_groups();
