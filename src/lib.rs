@@ -9,7 +9,8 @@
 //! 2. **Nothing survives release.** Every member of the job's group is dead before the lock is free, also when perflock
 //!    itself was killed. (Leaving the group takes a deliberate write by root, or by the group's owner.)
 //! 3. **Fair.** First come, first served. A waiting exclusive job is never overtaken by a later shared one.
-//! 4. **Silent.** A waiting or supervising perflock causes no wakeups and takes no kernel-wide lock.
+//! 4. **Silent.** A waiting or supervising perflock causes no wakeups and takes no kernel-wide lock, but for one look at what
+//!    others use, 10 ms after a job's start and under locks that are taken to read ([`verdict`]).
 //! 5. **Honest.** What was used and what was killed is said; what could not be known is said to be unknown.
 //!
 //! One invocation is a straight line of values, each made once and handed on:

@@ -259,6 +259,12 @@ impl Run {
                 outer.mode, outer.id.number
             )));
         }
+        if self.settings.require_quiet {
+            return Err(Error::Refused(format!(
+                "this runs inside job {}, whose verdict counts: give --require-quiet to that one",
+                outer.id.number
+            )));
+        }
         self.say.detail(&format!("inside job {}, which holds the machine: starting at once", outer.id.number));
         // In the outer job's group or, if that cannot be divided, in the fallback.
         // No word about it: what the inner job loses sight of, the outer one ends.

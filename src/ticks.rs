@@ -84,6 +84,12 @@ impl Ticks {
         self.processes.get(&stat.pid).filter(|other| other.stat.start_ticks == stat.start_ticks)
     }
 
+    /// Whether the process of this number is another one than it was `before`.
+    pub fn is_another(&self, before: &Self, pid: i32) -> bool {
+        let start = |ticks: &Self| ticks.processes.get(&pid).map(|seen| seen.stat.start_ticks);
+        start(before).zip(start(self)).is_some_and(|(before, now)| before != now)
+    }
+
     fn stats(&self) -> impl Iterator<Item = &Stat> {
         self.processes.values().map(|seen| &seen.stat)
     }

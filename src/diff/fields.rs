@@ -73,8 +73,6 @@ pub enum Told {
     Events(u64),
     /// A number of things each of which counts.
     Count(u64),
-    /// A frequency.
-    Khz(u64),
 }
 
 impl Told {
@@ -86,7 +84,7 @@ impl Told {
     /// Its number, if it is one: says little without another to compare it with.
     pub fn figure(&self) -> Option<u64> {
         match *self {
-            Self::Usec(n) | Self::Bytes(n) | Self::Events(n) | Self::Count(n) | Self::Khz(n) => Some(n),
+            Self::Usec(n) | Self::Bytes(n) | Self::Events(n) | Self::Count(n) => Some(n),
             Self::Exactly(_) | Self::Named { .. } | Self::Unknown(_) => None,
         }
     }
@@ -98,7 +96,6 @@ impl Told {
             (&Self::Usec(ours), &Self::Usec(theirs)) => ours.abs_diff(theirs) > (wall_usec / 100).max(10_000),
             (&Self::Bytes(ours), &Self::Bytes(theirs)) => apart(ours, theirs, 64 << 20, 100),
             (&Self::Events(ours), &Self::Events(theirs)) => apart(ours, theirs, 1000, 10),
-            (&Self::Khz(ours), &Self::Khz(theirs)) => apart(ours, theirs, 0, 20),
             _ => self != other,
         }
     }
@@ -110,7 +107,6 @@ impl Told {
             &Self::Usec(usec) => text::measured(Duration::from_micros(usec)),
             &Self::Bytes(bytes) => text::bytes(bytes),
             Self::Events(number) | Self::Count(number) => number.to_string(),
-            &Self::Khz(khz) => format!("{:.2} GHz", khz as f64 / 1e6),
         }
     }
 }
@@ -153,7 +149,7 @@ impl Field {
 const NONE: Option<&str> = Some("none");
 
 /// Every condition, in the order in which it explains.
-pub const FIELDS: [Field; 52] = {
+pub const FIELDS: [Field; 50] = {
     const fn field(
         area: Area,
         what: &'static str,
@@ -198,8 +194,6 @@ pub const FIELDS: [Field; 52] = {
         field(Limits, "not in force", "/limits/not_in_force", NONE, string),
         field(Limits, "held back", "/usage/throttled_usec", None, usec),
         field(Apart, "throttled", "/verdict/apart/throttled", None, count),
-        field(Apart, "lowest frequency", "/verdict/apart/frequency_khz/least", None, khz),
-        field(Apart, "highest frequency", "/verdict/apart/frequency_khz/most", None, khz),
         field(Apart, "stolen by the host", "/verdict/apart/steal_usec", None, usec),
         field(Apart, "kernel threads", "/verdict/apart/kernel_threads_usec", None, usec),
         field(Apart, "interrupts", "/verdict/apart/interrupts_usec", None, usec),
@@ -283,10 +277,6 @@ fn bytes(value: &Value) -> Option<Told> {
 
 fn events(value: &Value) -> Option<Told> {
     value.as_u64().map(Told::Events)
-}
-
-fn khz(value: &Value) -> Option<Told> {
-    value.as_u64().map(Told::Khz)
 }
 
 /// `code 0`, `time-limit, signal 15 (SIGTERM)`.

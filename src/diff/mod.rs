@@ -11,9 +11,10 @@
 //! to be explained, and are only put beside each other. Everything else is a condition, told only where it differs, in the order in
 //! which it explains: another command first, since then nothing else matters, then the verdict, the machine, the pins, and who shared.
 //!
-//! **Conditions and figures.** Some conditions are figures that are never the same twice (time stolen, time stalled, frequency):
+//! **Conditions and figures.** Some conditions are figures that are never the same twice (time stolen, time stalled):
 //! they differ when by so much that it can be felt in a run of that length. The others differ when they are not equal. Numbers
-//! of processes and of jobs, and times at which something happened, are no conditions.
+//! of processes and of jobs, and times at which something happened, are no conditions; nor are processors' frequencies, which a
+//! report has from when the job was over.
 //!
 //! **What is not known.** A field that is missing, `null` where that means nothing, or not of its kind is not known; so an older
 //! report can be read, and a field that a later one has is passed over. A condition that one report tells and the other does not

@@ -45,7 +45,7 @@ impl Job<'_> {
         if !self.run.is_judged() || self.hold.is_none() {
             return None;
         }
-        // A signal is to be dealt with, and no longer waited for.
+        // A signal ends this wait. The look is short: it does not wait for that.
         let mut fds = [main.pidfd.as_fd(), self.signals.fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         if crate::poll::until(&mut fds, Some(main.started + STARTS_WITHIN)).is_err() || main.has_ended() {
             return Some(Err(Missing::Ended));
@@ -69,7 +69,7 @@ impl Job<'_> {
             return Some(Watched::unknown(format!("it ran inside job {}, whose verdict counts", outer.number)));
         }
         let first = first?;
-        if !judge::is_long_enough(outcome.wall) {
+        if !judge::is_long_enough(outcome.lasted) {
             return Some(Watched::unknown(format!("it took less than {}", text::exact_duration(SHORTEST))));
         }
         // What the job used and its supervisor did not wait for, somebody else may have.
@@ -128,6 +128,7 @@ impl Run {
         }
         // Most who look at a report's figures want to know that these were there; nobody else asked for them.
         verdict.apart = verdict.apart.filter(|_| self.account.is_wanted());
+        verdict.apart = verdict.apart.map(|figures| figures.with_frequencies(Path::new("/")));
         Some(verdict)
     }
 

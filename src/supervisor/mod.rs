@@ -17,7 +17,8 @@
 //! 4. [`spawn`]: the command is born in the group and gets exactly what perflock was given, but for its [`placement`] where
 //!    it was told to run somewhere.
 //! 5. [`step`]: what happens on a signal, an exit, a look at the group: a pure machine; [`Supervisor::watch`] does
-//!    its bidding. While the command runs nothing is due and nothing is polled, so the supervisor is not woken.
+//!    its bidding. While the command runs nothing is due and nothing is polled, so the supervisor is not woken, once it has done
+//!    what there is to do at the start ([`Supervisor::started`]).
 //! 6. The job is over when the main process was reaped **and** the group reports `populated 0`.
 
 mod birth;

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::Apart;
 use crate::cgroup::usage::keyed;
+use crate::clock;
 use crate::procfs::{self, Proc};
 
 /// So many threads are read before it is asked whether to go on.
@@ -28,7 +30,7 @@ pub struct Figures {
     pub swapped_in_pages: Option<u64>,
     /// Pages of memory that were swapped out.
     pub swapped_out_pages: Option<u64>,
-    /// The processors' frequencies at the end.
+    /// The processors' frequencies when the machine had been given back.
     pub frequency_khz: Option<Range>,
 }
 
@@ -44,6 +46,8 @@ pub struct Range {
 /// The counters at one moment, from which [`Figures`] are the difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counters {
+    /// When they were read, on the clock of processes.
+    taken_usec: u64,
     /// Of each kernel thread, by number and start: what it has used, in clock ticks.
     kernel_threads: Option<HashMap<(i32, u64), u64>>,
     steal_ticks: Option<u64>,
@@ -56,6 +60,7 @@ pub(super) struct Counters {
 impl Counters {
     /// Reads them below `root`, as long as `goes_on` says so: `None` if it does not.
     pub(super) fn read(root: &Path, proc: &Proc, goes_on: &dyn Fn() -> bool) -> Option<Self> {
+        let taken_usec = clock::boottime_usec();
         let mut kernel_threads = HashMap::new();
         let listed = proc.kernel_threads();
         for (index, &pid) in listed.iter().flatten().enumerate() {
@@ -72,6 +77,7 @@ impl Counters {
         let (steal_ticks, interrupt_ticks) = parse_stat(&text("proc/stat")).unzip();
         let vmstat = text("proc/vmstat");
         Some(Self {
+            taken_usec,
             kernel_threads: listed.ok().map(|_| kernel_threads),
             steal_ticks,
             interrupt_ticks,
@@ -82,14 +88,18 @@ impl Counters {
     }
 
     /// What happened since `before`. A counter that went back is no news.
-    pub(super) fn since(&self, before: &Self, ticks_per_second: u64, frequency_khz: Option<Range>) -> Figures {
+    pub(super) fn since(&self, before: &Self, ticks_per_second: u64) -> Figures {
         let usec = |ticks: u64| {
             u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1))).unwrap_or(u64::MAX)
         };
+        let taken_ticks = u128::from(before.taken_usec) * u128::from(ticks_per_second) / 1_000_000;
         let more = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?));
         let threads = self.kernel_threads.as_ref().zip(before.kernel_threads.as_ref()).map(|(after, before)| {
-            let of_one = |(thread, ticks): (&(i32, u64), &u64)| {
-                ticks.saturating_sub(before.get(thread).copied().unwrap_or_default())
+            let of_one = |(thread, &ticks): (&(i32, u64), &u64)| match before.get(thread) {
+                Some(&before) => ticks.saturating_sub(before),
+                None if u128::from(thread.1) >= taken_ticks => ticks,
+                // The kernel's list of them may lack some while others end: what it had used then is not known.
+                None => 0,
             };
             after.iter().map(of_one).fold(0, u64::saturating_add)
         });
@@ -100,8 +110,27 @@ impl Counters {
             throttled: more(before.throttled, self.throttled),
             swapped_in_pages: more(before.swapped_in_pages, self.swapped_in_pages),
             swapped_out_pages: more(before.swapped_out_pages, self.swapped_out_pages),
-            frequency_khz,
+            frequency_khz: None,
         }
+    }
+}
+
+impl Figures {
+    /// Whether this was told by the kernel.
+    pub(super) fn knows(&self, apart: Apart) -> bool {
+        let figure = match apart {
+            Apart::KernelThreads => self.kernel_threads_usec,
+            Apart::Steal => self.steal_usec,
+            Apart::Interrupts => self.interrupts_usec,
+            Apart::Throttling => self.throttled,
+            Apart::Swap => self.swapped_in_pages.or(self.swapped_out_pages),
+        };
+        figure.is_some()
+    }
+
+    /// With the processors' frequencies of now. Not while the machine is held: before Linux 5.18 some processors take 10 ms each.
+    pub fn with_frequencies(self, root: &Path) -> Self {
+        Self { frequency_khz: frequency_khz(root), ..self }
     }
 }
 
@@ -134,7 +163,7 @@ fn throttled(root: &Path) -> Option<u64> {
 }
 
 /// The lowest and the highest frequency of a processor now.
-pub(super) fn frequency_khz(root: &Path) -> Option<Range> {
+fn frequency_khz(root: &Path) -> Option<Range> {
     let now = |entry: fs::DirEntry| number(&entry.path().join("cpufreq/scaling_cur_freq"));
     let ranges = processors(root).ok()?.filter_map(now).map(|khz| Range { least: khz, most: khz });
     ranges.reduce(|a, b| Range { least: a.least.min(b.least), most: a.most.max(b.most) })
@@ -179,9 +208,16 @@ mod tests {
         fs::write(root.path().join("proc/vmstat"), "pswpin 10\npswpout 15\n").unwrap();
         let line = "4 (kthread) S 0 0 0 0 -1 2129984 0 0 0 0 0 350 0 0 20 0 1 0 12 0 0 1 1";
         fs::write(root.path().join("proc/4/stat"), line).unwrap();
-        let figures = read(root.path()).since(&before, 100, frequency_khz(root.path()));
+        // One that was missed at the first look, and one that was not there.
+        for (pid, start) in [(5, 12), (6, u64::MAX >> 1)] {
+            let line = format!("{pid} (kthread) S 0 0 0 0 -1 2129984 0 0 0 0 0 7 0 0 20 0 1 0 {start} 0 0 1 1");
+            fs::create_dir(root.path().join(format!("proc/{pid}"))).unwrap();
+            fs::write(root.path().join(format!("proc/{pid}/stat")), line).unwrap();
+        }
+        fs::write(root.path().join("proc/2/task/2/children"), "3 4 5 6 ").unwrap();
+        let figures = read(root.path()).since(&before, 100).with_frequencies(root.path());
         let expected = Figures {
-            kernel_threads_usec: Some(500_000),
+            kernel_threads_usec: Some(570_000),
             steal_usec: Some(10_000),
             interrupts_usec: Some(20_000),
             throttled: Some(0),
@@ -198,7 +234,10 @@ mod tests {
     fn what_the_kernel_does_not_tell_is_not_known() {
         let root = tempfile::tempdir().unwrap();
         let none = read(root.path());
-        assert_eq!(none.since(&none, 100, frequency_khz(root.path())), Figures::default());
+        let figures = none.since(&none, 100).with_frequencies(root.path());
+        assert_eq!(figures, Figures::default());
+        let all = [Apart::KernelThreads, Apart::Steal, Apart::Interrupts, Apart::Throttling, Apart::Swap];
+        assert!(!all.into_iter().any(|apart| figures.knows(apart)));
     }
 
     proptest! {

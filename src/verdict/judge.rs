@@ -61,9 +61,11 @@ pub fn judge(seen: &Seen, limit: Limit, counts: &Counts) -> Verdict {
     };
     let disturbed = seen.elsewhere_usec > most_usec || !apart.is_empty();
     // What was seen was there, whatever was not.
-    let (word, why) = match (disturbed, seen.unseen) {
+    let untold = || counts.iter().find(|&apart| !seen.apart.as_ref().is_some_and(|figures| figures.knows(apart)));
+    let untold = || untold().map(|apart| format!("{apart} cannot be read here, and is to count (quiet-counts)"));
+    let (word, why) = match (disturbed, seen.unseen.clone().or_else(untold)) {
         (true, _) => (Word::Disturbed, (!apart.is_empty()).then(|| apart.join("; "))),
-        (false, Some(unseen)) => (Word::Unknown, Some(unseen.to_owned())),
+        (false, Some(unseen)) => (Word::Unknown, Some(unseen)),
         (false, None) => (Word::Quiet, None),
     };
     Verdict { word, why, elsewhere_usec: Some(seen.elsewhere_usec), by: Vec::new(), apart: seen.apart.clone() }
@@ -116,7 +118,7 @@ mod tests {
     fn more_than_the_limit_disturbs_and_what_is_not_seen_is_not_quiet() {
         assert_eq!(word(&seen(500_000), "none"), (Word::Quiet, None));
         assert_eq!(word(&seen(500_001), "none"), (Word::Disturbed, None));
-        let hidden = |elsewhere| Seen { unseen: Some("x"), ..seen(elsewhere) };
+        let hidden = |elsewhere| Seen { unseen: Some("x".to_owned()), ..seen(elsewhere) };
         assert_eq!(word(&hidden(0), "none"), (Word::Unknown, Some("x".to_owned())));
         assert_eq!(word(&hidden(500_001), "none"), (Word::Disturbed, None));
         assert_eq!(judge(&seen(9_000_000), Limit::None, &Counts::default()).word, Word::Unknown);
@@ -135,7 +137,11 @@ mod tests {
         };
         let seen = Seen { apart: Some(figures), ..seen(0) };
         assert_eq!(word(&seen, "none"), (Word::Quiet, None));
-        assert_eq!(word(&seen, "steal,interrupts"), (Word::Quiet, None));
+        assert_eq!(word(&seen, "steal"), (Word::Quiet, None));
+        // Nobody told.
+        let why = "interrupts cannot be read here, and is to count (quiet-counts)".to_owned();
+        assert_eq!(word(&seen, "steal,interrupts"), (Word::Unknown, Some(why.clone())));
+        assert_eq!(word(&Seen { apart: None, ..seen.clone() }, "interrupts"), (Word::Unknown, Some(why)));
         let all = "0.6 core-seconds by kernel threads; processors too hot 1 time; 2 pages swapped";
         let counts = "kernel-threads,steal,interrupts,throttling,swap";
         assert_eq!(word(&seen, counts), (Word::Disturbed, Some(all.to_owned())));

@@ -1,5 +1,6 @@
 //! How much may be used elsewhere: the configuration's `quiet-limit` and `quiet-counts`.
 
+use std::fmt;
 use std::time::Duration;
 
 /// So little CPU time is no disturbance, however short the job: the clock by which processes are counted ticks every 10 ms, and
@@ -75,6 +76,13 @@ const NAMES: [(&str, Apart); 5] = [
     ("throttling", Apart::Throttling),
     ("swap", Apart::Swap),
 ];
+
+impl fmt::Display for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(_, apart)| apart == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
 
 /// Those of [`Apart`] that count, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

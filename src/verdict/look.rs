@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::apart::{self, Counters, Figures};
+use super::apart::{Counters, Figures};
 use super::judge::{self, OfProcess};
 use super::name;
 use super::tree::Tree;
@@ -19,6 +19,10 @@ use crate::ticks::{self, Ticks};
 /// So many groups are read at the first look so that they can be named, half a millisecond's worth on a virtual machine. Those
 /// directly below the root are read in any case.
 pub const NAMEABLE: usize = 64;
+
+/// No look takes more CPU time: during the first the job's signals wait, and during the second whoever wants the machine next. It is
+/// enough for some thousands of processes.
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// So many files are read before it is asked whether the command still runs.
 const BATCH: usize = 16;
@@ -40,6 +44,14 @@ pub struct Scene<'a> {
     pub ticks_per_second: u64,
     /// What this process has used, which is in some group.
     pub ours: fn() -> Duration,
+}
+
+impl Scene<'_> {
+    /// Whether there is still time for the look that begins now. By our own CPU time: on a busy machine it is no shorter.
+    fn in_time(&self) -> impl Fn() -> bool + use<> {
+        let (ours, begun) = (self.ours, (self.ours)());
+        move || ours().saturating_sub(begun) < LONGEST
+    }
 }
 
 /// Why there is no look.
@@ -88,6 +100,8 @@ struct Groups {
     job_used_usec: u64,
     /// By path.
     usage_usec: HashMap<PathBuf, u64>,
+    /// Why not all of those directly below the root were read: a sentence fragment.
+    unreadable: Option<String>,
 }
 
 /// What was used between the looks.
@@ -104,7 +118,7 @@ pub struct Seen {
     /// By which processes that are in no group.
     pub processes: Vec<OfProcess>,
     /// What else there may be, which cannot be seen: a sentence fragment.
-    pub unseen: Option<&'static str>,
+    pub unseen: Option<String>,
     /// What is shown apart.
     pub apart: Option<Figures>,
 }
@@ -124,6 +138,14 @@ impl First {
     /// # Errors
     /// See [`Missing`].
     pub fn look(scene: &Scene<'_>, own: impl Fn() -> Vec<i32>, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
+        let in_time = scene.in_time();
+        Self::look_while(scene, own, &|| in_time() && goes_on()).map_err(|missing| match missing {
+            Missing::Ended if !in_time() => Missing::Why(TOO_MANY.to_owned()),
+            other => other,
+        })
+    }
+
+    fn look_while(scene: &Scene<'_>, own: impl Fn() -> Vec<i32>, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
         let taken = Instant::now();
         let mut first = Self {
             taken,
@@ -167,9 +189,10 @@ impl First {
         most_usec: impl Fn(Duration) -> u64,
     ) -> Result<Seen, Missing> {
         let elapsed = self.taken.elapsed();
+        let in_time = scene.in_time();
         let mut seen = Seen { elapsed, since_usec: self.taken_usec, ..Seen::default() };
         if !scene.proc.sees_every_pid_namespace() {
-            seen.unseen = Some(OUTSIDE);
+            seen.unseen = Some(OUTSIDE.to_owned());
         }
         let Grouped { tops, processes } = match (&mut self.groups, scene.job) {
             (Some(groups), Some(job)) => groups.grouped(job, scene.proc, (scene.ours)().saturating_sub(self.ours))?,
@@ -178,14 +201,18 @@ impl First {
         seen.elsewhere_usec = total(tops.iter().map(|share| share.usec));
         let job_usec = self.groups.as_ref().map(|groups| groups.job_usec.saturating_add(groups.job_used_usec));
         match processes {
-            None => seen.unseen = Some(OUTSIDE),
+            None => seen.unseen = Some(OUTSIDE.to_owned()),
             Some(processes) if !processes.is_any() => {}
             Some(processes) => {
-                let after = processes.read(scene.proc, &|| true)?;
+                let after = processes.read(scene.proc, &in_time).map_err(|missing| match missing {
+                    Missing::Ended => Missing::Why(TOO_MANY.to_owned()),
+                    other => other,
+                })?;
                 if after.own_only {
-                    seen.unseen = Some(HIDDEN);
+                    seen.unseen = Some(HIDDEN.to_owned());
                 }
-                let is_own = |pid: i32| self.own.contains(&pid);
+                // Not who has a number of ours by now.
+                let is_own = |pid: i32| self.own.contains(&pid) && !after.is_another(&self.processes, pid);
                 let used = ticks::between(&self.processes, &after, scene.ticks_per_second, is_own).into_iter();
                 let used = used.filter(|used| processes.count(used.stat.pid));
                 // Children that were waited for may have been in groups, or in the job's.
@@ -196,10 +223,12 @@ impl First {
             }
         }
         if let Some(before) = &self.apart
-            && let Some(after) = Counters::read(scene.root, scene.proc, &|| true)
+            && let Some(after) = Counters::read(scene.root, scene.proc, &in_time)
         {
-            let frequency_khz = apart::frequency_khz(scene.root);
-            seen.apart = Some(after.since(before, scene.ticks_per_second, frequency_khz));
+            seen.apart = Some(after.since(before, scene.ticks_per_second));
+        }
+        if let Some(groups) = &mut self.groups {
+            seen.unseen = seen.unseen.or(groups.unreadable.take());
         }
         if seen.elsewhere_usec > most_usec(elapsed) {
             // Whoever ends now has no user any more.
@@ -215,6 +244,9 @@ impl First {
 /// Why more may have run than is seen.
 const OUTSIDE: &str = "what runs outside of this container cannot be seen";
 const HIDDEN: &str = "other users' processes are hidden (hidepid)";
+
+/// Why there is none of the two looks.
+const TOO_MANY: &str = "there are too many groups and processes to look at";
 
 /// What groups used between the looks.
 struct Grouped {
@@ -276,7 +308,8 @@ impl Groups {
         // The job first: what it uses from here on is not taken for others'.
         let job_usec = read(&mut tree, &job.relative)?.ok_or(Missing::Ended)?;
         let root_usec = if tree.is_a_part() { read(&mut tree, Path::new(""))? } else { None };
-        let mut groups = Self { tree, root_usec, job_usec, job_used_usec: 0, usage_usec: HashMap::new() };
+        let mut groups =
+            Self { tree, root_usec, job_usec, job_used_usec: 0, usage_usec: HashMap::new(), unreadable: None };
         // By how many groups are below: users before services, of which there are more. The root comes first, with all of them.
         let mut pending = BinaryHeap::from([Reverse((0, PathBuf::new()))]);
         while let Some(Reverse((count, above))) = pending.pop() {
@@ -286,11 +319,15 @@ impl Groups {
             if count > 0 && groups.usage_usec.len() + count > NAMEABLE {
                 break;
             }
-            for group in groups.children(&above)? {
+            let is_root = above.as_os_str().is_empty();
+            // What others keep from being read below that is told as the group above it.
+            let below = if is_root { groups.children(&above)? } else { groups.children(&above).unwrap_or_default() };
+            for group in below {
                 if groups.usage_usec.len() % BATCH == BATCH - 1 && !goes_on() {
                     return Err(Missing::Ended);
                 }
-                if let Some(usec) = read(&mut groups.tree, &group)? {
+                let usec = if is_root { groups.top(&group) } else { groups.tree.usage_usec(&group).ok().flatten() };
+                if let Some(usec) = usec {
                     if name::is_opened(&group, &job.relative) {
                         let below = groups.tree.count_children(&group);
                         if below > 0 {
@@ -306,6 +343,18 @@ impl Groups {
 
     fn children(&mut self, above: &Path) -> Result<Vec<PathBuf>, Missing> {
         self.tree.children(above).map_err(|error| unreadable(above, &error))
+    }
+
+    /// What a group directly below the root has used. One that cannot be read is told of, and others still can disturb.
+    fn top(&mut self, group: &Path) -> Option<u64> {
+        match read(&mut self.tree, group) {
+            Ok(usec) => usec,
+            Err(Missing::Why(why)) => {
+                self.unreadable.get_or_insert(why);
+                None
+            }
+            Err(Missing::Ended) => None,
+        }
     }
 
     /// What groups used, without the job, and without what we did ourselves.
@@ -335,9 +384,9 @@ impl Groups {
         }
         let mut shares = Vec::new();
         for group in self.children(Path::new(""))? {
-            if let Some(after) = read(&mut self.tree, &group)? {
-                // Every group that was there at the first look was read: this one was not there.
-                let before = self.usage_usec.get(&group).copied().or(Some(0));
+            if let Some(after) = self.top(&group) {
+                // Every group that was there at the first look was read, unless it could not be: this one was not there.
+                let before = self.usage_usec.get(&group).copied().or(self.unreadable.is_none().then_some(0));
                 let of_job = job.relative.starts_with(&group).then_some(self.job_used_usec);
                 let usec = judge::elsewhere(before, after, of_job);
                 if usec > 0 {

@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use super::look::{Seen, Share};
 use super::{Culprit, Kind, Program};
 use crate::cgroup::v2::Location;
+use crate::clock;
 use crate::escape::place::Place;
 use crate::procfs::{Proc, Stat};
 use crate::user;
 
 /// So many culprits, and programs of each, are told.
 const TOLD: usize = 3;
+
+/// Processes are looked at for no longer than this, in CPU time: whoever has the machine by now is not to be disturbed by it.
+const LONGEST: Duration = Duration::from_millis(30);
 
 /// Who used less than this part of all is not told.
 const WORTH_TELLING: u64 = 20;
@@ -182,7 +187,10 @@ fn processes_in<'a>(
     }
     let own = std::process::id().cast_signed();
     let since_ticks = u128::from(since_usec) * u128::from(ticks_per_second) / 1_000_000;
-    for pid in proc.pids().unwrap_or_default() {
+    // Those that began last first: they are more likely to be it.
+    let begun = clock::cpu_time();
+    let in_time = |_: &i32| clock::cpu_time().saturating_sub(begun) < LONGEST;
+    for pid in proc.pids().unwrap_or_default().into_iter().rev().take_while(in_time) {
         let Some(stat) = proc.stat(pid).ok().filter(|stat| !stat.kernel_thread && pid != own) else { continue };
         let ticks = used(&stat);
         if ticks == 0 {

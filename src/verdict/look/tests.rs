@@ -155,7 +155,7 @@ fn a_root_that_is_a_group_counts_all_and_what_is_outside_is_not_seen() {
     let first = machine.first();
     machine.used(&[("", 1100), ("perflock-1", 410), ("other", 305)]);
     let seen = first.second(&machine.scene(), |_| 0, |_| 0).unwrap();
-    assert_eq!((seen.elsewhere_usec, seen.unseen), (600, Some(OUTSIDE)));
+    assert_eq!((seen.elsewhere_usec, seen.unseen), (600, Some(OUTSIDE.to_owned())));
     let share = |group: &str, usec| Share { group: group.into(), usec };
     assert_eq!(seen.groups, [share("other", 300), share("", 300)]);
 }
@@ -175,7 +175,7 @@ fn without_a_group_every_process_is_looked_at() {
     // Of a first process that is hidden, all others' are.
     let first = First::look(&scene, Vec::new, &|| true).unwrap();
     fs::remove_dir_all(machine.root.path().join("proc/1")).unwrap();
-    assert_eq!(first.second(&scene, |_| 0, |_| 0).unwrap().unseen, Some(HIDDEN));
+    assert_eq!(first.second(&scene, |_| 0, |_| 0).unwrap().unseen, Some(HIDDEN.to_owned()));
 }
 
 #[test]
@@ -241,9 +241,16 @@ fn what_cannot_be_read_is_not_known() {
         Missing::Ended => panic!("it has not ended"),
     };
     let look = || First::look(&machine.scene(), Vec::new, &|| true);
-    machine.used(&[("perflock-1", 0)]);
+    machine.used(&[("perflock-1", 0), ("system.slice", 5)]);
     machine.write("cgroup/odd\n/cpu.stat", "usage_usec many\n");
-    assert_eq!(why(look()), r"the group /odd\n cannot be read: it has no counter of CPU time");
+    machine.write("cgroup/system.slice/a.service/cpu.stat", "usage_usec many\n");
+    let first = machine.first();
+    machine.used(&[("system.slice", 45), ("odd\n", 9_000_000)]);
+    // Others are seen all the same, and what it had used at the first look is not known.
+    let seen = first.second(&machine.scene(), |_| 0, |_| 0).unwrap();
+    let odd = r"the group /odd\n cannot be read: it has no counter of CPU time";
+    assert_eq!((seen.elsewhere_usec, seen.unseen.as_deref()), (40, Some(odd)));
+    assert_eq!(seen.groups, [Share { group: "system.slice".into(), usec: 40 }]);
     fs::remove_dir_all(machine.root.path().join("cgroup/odd\n")).unwrap();
     let first = machine.first();
     fs::remove_dir_all(machine.root.path().join("cgroup/perflock-1")).unwrap();
@@ -251,4 +258,24 @@ fn what_cannot_be_read_is_not_known() {
     assert_eq!(first.second(&machine.scene(), |_| 0, |_| 0).unwrap_err(), gone);
     fs::remove_dir_all(machine.root.path().join("cgroup")).unwrap();
     assert!(why(look()).ends_with("/cgroup cannot be read: No such file or directory"));
+}
+
+#[test]
+fn no_look_takes_long() {
+    let machine = Machine::new("perflock-1");
+    machine.used(&[("perflock-1", 0)]);
+    (10..20).for_each(|pid| machine.process(pid, 1, "sh", 0, 0, 0));
+    thread_local!(static USED: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) });
+    // Each time that it is asked for it has grown.
+    let ours = || {
+        USED.set(USED.get() + Duration::from_millis(60));
+        USED.get()
+    };
+    let scene = Scene { ours, ..machine.scene() };
+    let too_many = Missing::Why(TOO_MANY.to_owned());
+    assert_eq!(First::look(&scene, Vec::new, &|| true).unwrap_err(), too_many);
+    assert_eq!(First::look(&machine.scene(), Vec::new, &|| false).unwrap_err(), Missing::Ended);
+    let by_process = Scene { job: None, ..machine.scene() };
+    let first = First::look(&by_process, Vec::new, &|| true).unwrap();
+    assert_eq!(first.second(&Scene { ours, ..by_process }, |_| 0, |_| 0).unwrap_err(), too_many);
 }
