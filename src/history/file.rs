@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::line::Line;
 use super::{Keeping, Size, file_of, full};
-use crate::error::FileError;
+use crate::error::{FileError, reason};
+use crate::text;
 
 /// Without O_CREAT: in a sticky directory that is refused for another user's file (`fs.protected_regular`), and what stands there is
 /// to be looked at. Without waiting: a FIFO or a lease must not hang us.
@@ -25,17 +26,20 @@ const APPEND: OFlags = OFlags::WRONLY
 const FOR_ALL: u32 = 0o644;
 const FOR_ONESELF: u32 = 0o600;
 
-/// Writes a line to the history of the user who runs this. False if that user has no place for one.
+/// Writes a line to the history of the user who runs this: where others see it, or else, if it is not `is_for_all`, where nobody
+/// does. False if that user has no place for one.
 ///
 /// # Errors
 /// It could not be written, or the file is not the user's own.
-pub fn append(keeping: &Keeping, line: &Line) -> Result<bool, FileError> {
+pub fn append(keeping: &Keeping, is_for_all: bool, line: &Line) -> Result<bool, FileError> {
     let Size::Bytes(limit) = keeping.size else { return Ok(false) };
-    let path = file_of(&keeping.directory, rustix::process::geteuid().as_raw());
-    match open(&path, FOR_ALL) {
-        // No directory, or none for this user.
-        Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => {}
-        opened => return write(&path, FOR_ALL, opened, limit, line).map(|()| true),
+    if is_for_all {
+        let path = file_of(&keeping.directory, rustix::process::geteuid().as_raw());
+        match open(&path, FOR_ALL) {
+            // No directory, or none for this user.
+            Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => {}
+            opened => return write(&path, FOR_ALL, opened, limit, line).map(|()| true),
+        }
     }
     match &keeping.own_file {
         Some(path) => append_to_own(path, limit, line),
@@ -47,8 +51,13 @@ pub fn append(keeping: &Keeping, line: &Line) -> Result<bool, FileError> {
 /// for a line then.
 fn append_to_own(path: &Path, limit: u64, line: &Line) -> Result<bool, FileError> {
     let is_useless = |errno| matches!(errno, Errno::NOENT | Errno::ACCESS | Errno::NOTDIR | Errno::PERM | Errno::ROFS);
+    // What another user's directory has for one, a link to somewhere else say, is not followed either.
+    let own = rustix::process::geteuid().as_raw();
+    if path.parent().and_then(|directory| rustix::fs::lstat(directory).ok()).is_some_and(|found| found.st_uid != own) {
+        return Ok(false);
+    }
     let opened = match rustix::fs::lstat(path) {
-        Ok(found) if found.st_uid != rustix::process::geteuid().as_raw() => return Ok(false),
+        Ok(found) if found.st_uid != own => return Ok(false),
         Ok(_) => open(path, FOR_ONESELF),
         Err(_) => make_directory(path).and_then(|()| open(path, FOR_ONESELF)),
     };
@@ -94,7 +103,11 @@ fn open(path: &Path, mode: u32) -> Result<File, Errno> {
 
 fn write(path: &Path, mode: u32, opened: Result<File, Errno>, limit: u64, line: &Line) -> Result<(), FileError> {
     let text = line.to_text();
-    let written = opened.map_err(io::Error::from).and_then(|file| {
+    let opened = opened.map_err(|errno| match errno {
+        Errno::PERM => io::Error::other(NOT_YOURS),
+        errno => errno.into(),
+    });
+    let written = opened.and_then(|file| {
         let length = length_of_our_own(&file)?;
         if length > 0 && length + text.len() as u64 > limit {
             return begin_anew(path, mode, file, length / 2 < limit)?.write_all(&text);
@@ -104,13 +117,16 @@ fn write(path: &Path, mode: u32, opened: Result<File, Errno>, limit: u64, line: 
     written.map_err(FileError::on("write history to", path))
 }
 
+/// What anybody may put into everybody's directory.
+const NOT_YOURS: &str = "it is not a file of your own; root can remove it";
+
 /// How long the file is, if it is one that nobody else put here: another's, or a second name of something that is ours.
 fn length_of_our_own(file: &File) -> io::Result<u64> {
     let found = file.metadata()?;
     let own = rustix::process::geteuid().as_raw();
     match found.is_file() && found.uid() == own && found.nlink() == 1 {
         true => Ok(found.len()),
-        false => Err(io::Error::other("it is not a file of your own; root can remove it")),
+        false => Err(io::Error::other(NOT_YOURS)),
     }
 }
 
@@ -123,7 +139,15 @@ fn begin_anew(path: &Path, mode: u32, file: File, may_grow: bool) -> io::Result<
     let ours = fstat(&file)?;
     // Else somebody has renamed it meanwhile.
     if rustix::fs::lstat(path).is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)) {
-        rustix::fs::rename(path, full(path))?;
+        match rustix::fs::rename(path, full(path)) {
+            // Another user's file stands there.
+            Err(_) if may_grow => return Ok(file),
+            Err(errno) => {
+                let target = text::path(&full(path));
+                return Err(io::Error::other(format!("it cannot be renamed to {target}: {}", reason(&errno.into()))));
+            }
+            Ok(()) => {}
+        }
     }
     let new: File = open(path, mode)?;
     length_of_our_own(&new)?;
@@ -145,7 +169,7 @@ mod tests {
 
     fn numbers(keeping: &Keeping) -> Vec<u64> {
         let mut numbers = Vec::new();
-        for source in read::of_everybody(keeping).unwrap() {
+        for source in read::of_everybody(keeping).0 {
             assert_eq!(source.read(None, &mut |line| numbers.push(line.number)).unwrap(), 0);
         }
         numbers
@@ -155,7 +179,7 @@ mod tests {
     fn a_line_goes_to_the_directory_or_else_to_the_user_s_own_file() {
         let root = tempfile::tempdir().unwrap();
         let keeping = keeping(root.path());
-        let write = |number| append(&keeping, &Line { number, ..line() }).unwrap();
+        let write = |number| append(&keeping, true, &Line { number, ..line() }).unwrap();
         assert!(write(1));
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!((mode(&root.path().join("a/b")), mode(&root.path().join("a/b/own.jsonl"))), (0o700, 0o600));
@@ -165,21 +189,21 @@ mod tests {
         assert_eq!(numbers(&keeping), [1, 2]);
         // Nowhere to go, and nothing wrong with that.
         let nowhere = Keeping { directory: "/nowhere".into(), own_file: None, ..keeping.clone() };
-        assert!(!append(&nowhere, &line()).unwrap());
+        assert!(!append(&nowhere, true, &line()).unwrap());
         let nowhere = Keeping { own_file: Some("/dev/null/x/y".into()), ..nowhere };
-        assert!(!append(&nowhere, &line()).unwrap());
+        assert!(!append(&nowhere, true, &line()).unwrap());
         // Another user's home, as under sudo: what is there is that user's.
         if rustix::process::geteuid().is_root() {
             let home = root.path().join("home");
             fs::create_dir(&home).unwrap();
             let other = Keeping { own_file: Some(home.join("state/history.jsonl")), ..nowhere };
             std::os::unix::fs::chown(&home, Some(41_001), None).unwrap();
-            assert!(!append(&other, &line()).unwrap() && !home.join("state").exists());
+            assert!(!append(&other, true, &line()).unwrap() && !home.join("state").exists());
             let theirs = home.join("history.jsonl");
             fs::write(&theirs, "").unwrap();
             std::os::unix::fs::chown(&theirs, Some(41_001), None).unwrap();
             let other = Keeping { own_file: Some(theirs.clone()), ..other };
-            assert!(!append(&other, &line()).unwrap() && fs::read(&theirs).unwrap().is_empty());
+            assert!(!append(&other, true, &line()).unwrap() && fs::read(&theirs).unwrap().is_empty());
         }
     }
 
@@ -189,7 +213,7 @@ mod tests {
         let keeping = keeping(root.path());
         fs::create_dir(&keeping.directory).unwrap();
         for number in 0..200 {
-            assert!(append(&keeping, &Line { number, ..line() }).unwrap());
+            assert!(append(&keeping, true, &Line { number, ..line() }).unwrap());
         }
         let sizes: Vec<u64> =
             fs::read_dir(&keeping.directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).collect();
@@ -199,6 +223,31 @@ mod tests {
         assert!(numbers.len() as u64 > LEAST_SIZE / 500, "{numbers:?}");
     }
 
+    /// In a sticky directory anybody may put one there first.
+    #[test]
+    fn a_file_that_cannot_be_renamed_grows_but_not_for_ever() {
+        let root = tempfile::tempdir().unwrap();
+        let keeping = keeping(root.path());
+        fs::create_dir(&keeping.directory).unwrap();
+        let path = file_of(&keeping.directory, rustix::process::geteuid().as_raw());
+        fs::create_dir(full(&path)).unwrap();
+        let failed = (0..400).find_map(|number| append(&keeping, true, &Line { number, ..line() }).err());
+        let error = failed.unwrap().to_string();
+        let why = format!("it cannot be renamed to {}: Is a directory", full(&path).display());
+        assert!(error.ends_with(&why), "{error}");
+        assert!((LEAST_SIZE..2 * LEAST_SIZE + 4096).contains(&fs::metadata(&path).unwrap().len()));
+    }
+
+    #[test]
+    fn what_is_not_for_all_is_nobody_else_s_to_see() {
+        let root = tempfile::tempdir().unwrap();
+        let keeping = keeping(root.path());
+        fs::create_dir(&keeping.directory).unwrap();
+        assert!(append(&keeping, false, &line()).unwrap());
+        assert_eq!(fs::read_dir(&keeping.directory).unwrap().count(), 0);
+        assert_eq!(numbers(&keeping), [line().number]);
+    }
+
     /// Another that renames at the same time keeps its lock on the file: it is appended to, until it is twice too large.
     #[test]
     fn while_another_renames_the_file_grows_but_not_for_ever() {
@@ -206,7 +255,7 @@ mod tests {
         let keeping = keeping(root.path());
         fs::create_dir(&keeping.directory).unwrap();
         let path = file_of(&keeping.directory, rustix::process::geteuid().as_raw());
-        append(&keeping, &line()).unwrap();
+        append(&keeping, true, &line()).unwrap();
         // One of an open file, not of this process: that would not be in its own way.
         let other = File::open(&path).unwrap();
         let reading = libc::flock {
@@ -219,7 +268,7 @@ mod tests {
         nix::fcntl::fcntl(&other, nix::fcntl::FcntlArg::F_OFD_SETLK(&reading)).unwrap();
         let mut largest = 0;
         for number in 0..400 {
-            append(&keeping, &Line { number, ..line() }).unwrap();
+            append(&keeping, true, &Line { number, ..line() }).unwrap();
             largest = largest.max(fs::metadata(&path).unwrap().len());
             if full(&path).exists() {
                 break;
@@ -238,7 +287,7 @@ mod tests {
                 let keeping = &keeping;
                 scope.spawn(move || {
                     (first..first + 300).for_each(|number| {
-                        append(keeping, &Line { number, ..line() }).unwrap();
+                        append(keeping, true, &Line { number, ..line() }).unwrap();
                     });
                 });
             }
@@ -257,7 +306,7 @@ mod tests {
         let (path, target) = (file_of(&keeping.directory, rustix::process::geteuid().as_raw()), root.path().join("t"));
         fs::write(&target, "").unwrap();
         let refused = |why: &str| {
-            let error = append(&keeping, &line()).unwrap_err().to_string();
+            let error = append(&keeping, true, &line()).unwrap_err().to_string();
             assert!(error.starts_with(&format!("cannot write history to {}: ", path.display())), "{error}");
             assert!(error.contains(why), "{error}");
             assert_eq!(fs::read(&target).unwrap(), b"");

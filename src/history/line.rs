@@ -22,7 +22,7 @@ pub const BEGINNING: &[u8] = b"{\"version\":";
 const COMMAND: &[u8] = b"\"command\":";
 
 /// No line is longer; a longer one is none of ours.
-pub const LONGEST: usize = 64 << 10;
+pub const LONGEST: usize = 8 << 10;
 
 /// Words of a command line that is cut short: the program and two more.
 const SHORT_WORDS: usize = 3;
@@ -150,11 +150,9 @@ pub fn lock_text(lock: &str) -> String {
 pub fn kept_of(command: &[String], commands: Commands) -> (Vec<String>, usize) {
     let kept: Vec<String> = match commands {
         Commands::Short => {
-            let short = |(index, word): (usize, &String)| match index {
-                0 => fit(word, SHORT_WORD),
-                _ => fit(&discreet(word), SHORT_WORD),
-            };
-            command.iter().enumerate().take(SHORT_WORDS).map(short).collect()
+            let program = command.first().map(|program| fit(program, SHORT_WORD));
+            let words = command.windows(2).take(SHORT_WORDS - 1);
+            program.into_iter().chain(words.map(|pair| fit(&discreet(&pair[0], &pair[1]), SHORT_WORD))).collect()
         }
         Commands::Full => {
             let mut left = FULL_COMMAND;
@@ -172,12 +170,39 @@ pub fn kept_of(command: &[String], commands: Commands) -> (Vec<String>, usize) {
     (kept, left_out)
 }
 
-/// A word without what may be secret in it: the value of `--option=value` and `NAME=value`, and all but two words of a whole command
-/// line, as a shell is given it.
-fn discreet(word: &str) -> String {
-    let two_words = word.match_indices(char::is_whitespace).nth(1).map_or(word, |(end, _)| &word[..end]);
-    let kept = two_words.find('=').map_or(two_words, |at| &two_words[..=at]);
-    if kept.len() == word.len() { word.to_owned() } else { format!("{kept}…") }
+/// A word behind another without what may be secret in it: the value of `--option=value` and `NAME=value`, of `-pVALUE` and
+/// `-uVALUE`, what stands behind an option for such a thing, the user in a URL, and all but the first words of a text: two of one that
+/// a shell is given as a command line, else one.
+fn discreet(before: &str, word: &str) -> String {
+    let mut gaps = word.match_indices(char::is_whitespace);
+    let (first_end, second_start) = gaps.next().map_or((word.len(), None), |(at, gap)| (at, Some(at + gap.len())));
+    let second_start = second_start.filter(|_| before.starts_with('-') && before.ends_with('c'));
+    let second_end = gaps.next().map_or(word.len(), |(at, _)| at);
+    let first = &word[..first_end];
+    let end = match (tactful(before, first).len(), second_start) {
+        (kept, Some(start)) if kept == first_end => start + tactful(first, &word[start..second_end]).len(),
+        (kept, _) => kept,
+    };
+    if end == word.len() { word.to_owned() } else { format!("{}…", &word[..end]) }
+}
+
+/// The part of a word that is no secret.
+fn tactful<'a>(before: &str, word: &'a str) -> &'a str {
+    if before.starts_with('-') && !before.contains('=') && is_for_a_secret(before) && !word.starts_with('-') {
+        return "";
+    }
+    let value = word.find('=').map(|at| at + 1);
+    let login = word.find("://").map(|at| at + 3).filter(|&at| word[at..].contains('@'));
+    let attached = (word.starts_with("-p") || word.starts_with("-u")).then_some(2);
+    let end = value.into_iter().chain(login).chain(attached).min().unwrap_or(word.len());
+    &word[..end]
+}
+
+/// Whether what follows an option may be a secret, or a user's name with one.
+fn is_for_a_secret(option: &str) -> bool {
+    let name = option.to_ascii_lowercase();
+    let says = ["pass", "pw", "token", "secret", "key", "auth", "cred", "user"].iter().any(|part| name.contains(part));
+    says || matches!(option, "-p" | "-u" | "-P" | "-U")
 }
 
 /// Cuts a text to so many bytes of JSON, with `…` at the end where something was cut.
@@ -255,6 +280,23 @@ pub(super) mod tests {
         assert_eq!(short(&["env", "TOKEN=s3cret", "--key=s3cret", "x"]), words(&["env", "TOKEN=…", "--key=…"], 1));
         assert_eq!(short(&["sh", "-c", "make bench; curl -u me:s3cret"]), words(&["sh", "-c", "make bench;…"], 0));
         assert_eq!(short(&["test", "a", "="]), words(&["test", "a", "="], 0));
+        assert_eq!(short(&[]), words(&[], 0));
+        for (command, expected) in [
+            (["curl", "-u", "me:s3cret"], ["curl", "-u", "…"]),
+            (["curl", "-H", "X-Key: s3cret"], ["curl", "-H", "X-Key:…"]),
+            (["mysql", "-ps3cret", "db"], ["mysql", "-p…", "db"]),
+            (["mysql", "--password", "s3cret"], ["mysql", "--password", "…"]),
+            (["sshpass", "-p", "s3cret"], ["sshpass", "-p", "…"]),
+            (["run", "--api-token", "s3cret"], ["run", "--api-token", "…"]),
+            (["git", "clone", "https://u:s3cret@host/x"], ["git", "clone", "https://…"]),
+            (["sh", "-c", "mysql -ps3cret db"], ["sh", "-c", "mysql -p…"]),
+            (["sh", "-ec", "PW=s3cret make x"], ["sh", "-ec", "PW=…"]),
+            (["sh", "-c", "make bench"], ["sh", "-c", "make bench"]),
+            (["run", "--keys", "--fast"], ["run", "--keys", "--fast"]),
+            (["git", "clone", "https://host/x"], ["git", "clone", "https://host/x"]),
+        ] {
+            assert_eq!(short(&command), words(&expected, 0));
+        }
         // A program's path is none of that.
         assert_eq!(short(&["/a = b c/run"]), words(&["/a = b c/run"], 0));
         let full = kept(&["env", "TOKEN=s3cret", "x y z", "w"], Commands::Full);

@@ -16,8 +16,8 @@
 //!
 //! How long a command took before ([`runs`]) says when those behind it may start ([`expect`]): a guess, and shown as one.
 //!
-//! Arguments hold secrets, and others read the file. So a line has the program and two more words, without what follows a `=`,
-//! unless `history.command` is `full`.
+//! Arguments hold secrets, and others read the file. So a line has the program and two more words, without what is a secret by its
+//! looks, unless `history.command` is `full`. Jobs of a lock that others may not use, `--private` say, are in the user's own file.
 
 pub mod expect;
 pub mod file;
@@ -34,6 +34,9 @@ pub const DIRECTORY: &str = "/var/lib/perflock";
 
 /// A smaller file would be renamed all the time.
 pub const LEAST_SIZE: u64 = 16 << 10;
+
+/// Of a file no more is read.
+pub const MOST_SIZE: u64 = 16 << 20;
 
 /// What is kept of jobs that ended, and where: the keys `history.…` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,9 @@ impl Size {
         match text::parse_size(text) {
             Some(bytes) if bytes < LEAST_SIZE => {
                 Err(format!("a history of less than {} is none: say none", text::exact_bytes(LEAST_SIZE)))
+            }
+            Some(bytes) if bytes > MOST_SIZE => {
+                Err(format!("a history of more than {} is not read", text::exact_bytes(MOST_SIZE)))
             }
             Some(bytes) => Ok(Self::Bytes(bytes)),
             None => Err("a size is in bytes (1048576) or has a unit (512K, 1M), or is none".to_owned()),

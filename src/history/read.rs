@@ -9,11 +9,8 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 
 use super::line::{BEGINNING, LONGEST, Line};
-use super::{Keeping, file_of, full};
+use super::{Keeping, MOST_SIZE, file_of, full};
 use crate::error::FileError;
-
-/// Of a file that is larger the end is read.
-const MOST: u64 = 16 << 20;
 
 /// A user's file, whole or full.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,21 +29,20 @@ pub fn of_user(keeping: &Keeping, uid: u32) -> Vec<Source> {
     paths.flat_map(|path| [full(&path), path]).map(|path| Source { path, uid }).collect()
 }
 
-/// Everybody's files, and our own where nobody else looks. A directory that is missing has none.
-///
-/// # Errors
-/// The directory could not be read.
-pub fn of_everybody(keeping: &Keeping) -> Result<Vec<Source>, FileError> {
+/// Everybody's files, and our own where nobody else looks; and why others' cannot be found, if so. A directory that is missing has
+/// none.
+pub fn of_everybody(keeping: &Keeping) -> (Vec<Source>, Option<FileError>) {
     let own = rustix::process::geteuid().as_raw();
     let mut users = vec![own];
+    let mut unread = None;
     match fs::read_dir(&keeping.directory) {
         Ok(entries) => users.extend(entries.flatten().filter_map(|entry| user_in(entry.file_name().to_str()?))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(FileError::on("read", &keeping.directory)(error)),
+        Err(error) => unread = Some(FileError::on("read", &keeping.directory)(error)),
     }
     users.sort_unstable();
     users.dedup();
-    Ok(users.into_iter().flat_map(|uid| of_user(keeping, uid)).collect())
+    (users.into_iter().flat_map(|uid| of_user(keeping, uid)).collect(), unread)
 }
 
 /// The user whose file has this name. A number has one spelling.
@@ -77,7 +73,7 @@ impl Source {
     ) -> Result<usize, FileError> {
         let on = |error| FileError::on("read", &self.path)(error);
         let Some(mut file) = self.open().map_err(on)? else { return Ok(0) };
-        let most = most.unwrap_or(MOST);
+        let most = most.unwrap_or(2 * MOST_SIZE);
         let begin = file.metadata().map_err(on)?.len().saturating_sub(most);
         let mut reader = BufReader::new(&mut file);
         if begin > 0 {

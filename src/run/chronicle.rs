@@ -3,6 +3,8 @@
 
 use std::cell::Cell;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Run, account};
@@ -117,8 +119,15 @@ impl Chronicle {
         };
         complete(&mut line);
         signals::outlive_file_limits();
-        file::append(&settings.history, &line)
+        file::append(&settings.history, is_for_all(settings), &line)
     }
+}
+
+/// Whether a job's line is for all who look into the directory of histories. Of a lock that not everybody may use, so are the tickets,
+/// and the line is no more public than these, unless the directory is not either.
+fn is_for_all(settings: &Settings) -> bool {
+    let is_public = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0);
+    !settings.private && (is_public(&settings.lock) || !is_public(&settings.history.directory))
 }
 
 impl Run {

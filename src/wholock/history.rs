@@ -25,6 +25,8 @@ const VERSION: u32 = 1;
 const NONE: &str = "no job has ended here, as far as the history goes\n";
 
 const COLUMNS: [&str; 8] = ["USER", "MODE", "STARTED", "WAITED", "HELD", "CPU TIME", "EXIT", "COMMAND"];
+/// How much of a command is shown, also where no terminal cuts it.
+const COMMAND_COLUMNS: usize = 500;
 const RIGHT: [usize; 3] = [3, 4, 5];
 
 const USER_COLUMNS: [&str; 6] = ["USER", "JOBS", "ALONE", "SHARED", "WAITED", "CPU TIME"];
@@ -48,7 +50,7 @@ impl Wanted {
 }
 
 /// What the histories say.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Past {
     /// The jobs with their users, the newest last.
     jobs: Vec<(u32, Line)>,
@@ -56,6 +58,8 @@ pub struct Past {
     passed_over: usize,
     /// The files that have such.
     in_files: Vec<PathBuf>,
+    /// What could not be read at all.
+    unread: Vec<FileError>,
 }
 
 /// What a user had of the machine.
@@ -69,34 +73,43 @@ struct Share {
 }
 
 impl Past {
-    /// Reads the jobs that are wanted, from everybody's files or one user's.
-    ///
-    /// # Errors
-    /// The directory or a file in it could not be read.
-    pub fn read(keeping: &Keeping, wanted: &Wanted) -> Result<Self, FileError> {
-        let sources = match wanted.uid {
-            Some(uid) => read::of_user(keeping, uid),
-            None => read::of_everybody(keeping)?,
+    /// Reads the jobs that are wanted, from everybody's files or one user's. What cannot be read is no reason to show nothing: its
+    /// owner may have done that.
+    pub fn read(keeping: &Keeping, wanted: &Wanted) -> Self {
+        let (sources, unread) = match wanted.uid {
+            Some(uid) => (read::of_user(keeping, uid), None),
+            None => read::of_everybody(keeping),
         };
-        let mut past = Self::default();
+        let mut past = Self { unread: unread.into_iter().collect(), ..Self::default() };
         for source in sources {
             let keep = &mut |line: Line| {
                 if wanted.has(&line) {
                     past.jobs.push((source.uid, line));
                 }
             };
-            let passed_over = source.read(None, keep)?;
-            if passed_over > 0 {
-                past.passed_over += passed_over;
-                past.in_files.push(source.path);
+            match source.read(None, keep) {
+                Ok(0) => {}
+                Ok(passed_over) => {
+                    past.passed_over += passed_over;
+                    past.in_files.push(source.path);
+                }
+                Err(error) => past.unread.push(error),
             }
         }
         past.jobs.sort_by_key(|(_, line)| line.started);
-        Ok(past)
+        past
     }
 
-    /// That some lines were passed over, and where.
-    pub fn notice(&self) -> Option<String> {
+    /// What is not shown, and why: a line for files that cannot be read, and one for lines that make no sense.
+    pub fn notices(&self) -> Vec<String> {
+        let unread = self.unread.first().map(|error| match self.unread.len() - 1 {
+            0 => format!("{error}; the jobs in it are not shown"),
+            more => format!("{error}, nor {more} more; the jobs in them are not shown"),
+        });
+        unread.into_iter().chain(self.senseless()).collect()
+    }
+
+    fn senseless(&self) -> Option<String> {
         let first = self.in_files.first()?;
         let (lines, make) =
             (text::count(self.passed_over, "line"), if self.passed_over == 1 { "makes" } else { "make" });
@@ -169,7 +182,7 @@ fn row(uid: u32, line: &Line) -> [String; COLUMNS.len()] {
         duration(line.held_usec),
         known(line.cpu_usec.map(duration)),
         exit(&line.exit),
-        command + left_out,
+        text::cut(&command, COMMAND_COLUMNS) + left_out,
     ]
 }
 

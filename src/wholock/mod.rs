@@ -169,8 +169,8 @@ fn past(args: &WholockArgs, lock: &Path, keeping: &Keeping, say: &Say) -> Result
         uid: args.user.as_ref().map(number).transpose()?,
         ended_after: args.since.and_then(|since| SystemTime::now().checked_sub(since)),
     };
-    let past = history::Past::read(keeping, &wanted)?;
-    past.notice().iter().for_each(|notice| say.wrong(notice));
+    let past = history::Past::read(keeping, &wanted);
+    past.notices().iter().for_each(|notice| say.wrong(notice));
     print(&match args.json {
         true => past.document(&wanted, keeping),
         false => past.text(view::terminal_width()),
