@@ -141,6 +141,10 @@ fn a_job_of_a_lock_that_others_may_not_use_is_not_shown_to_them() {
     needs!(Root, V2);
     let world = World::for_uid(ALICE);
     world.cmd("perflock --cgroup none true").uid(BOB).run().exits(0).says("");
+    fs::create_dir(world.path("state")).unwrap();
+    for hers in [world.lock(), world.path("state")] {
+        std::os::unix::fs::chown(hers, Some(ALICE), None).unwrap();
+    }
     fs::set_permissions(world.lock(), fs::Permissions::from_mode(0o660)).unwrap();
     world.cmd("perflock sh -c").arg("exit 4").run().exits(4).says("");
     let seen = |uid| codes(&document(world.cmd("wholock --history --json").uid(uid)));
