@@ -70,7 +70,7 @@ pub(crate) fn capture(arguments: &[String]) -> Result<ExitCode, Failure> {
     }
     let own = std::env::current_exe().map_err(|error| format!("cannot find xtask itself: {error}"))?;
     let script = format!(
-        "mount -t tmpfs tmpfs /run && echo {HOST} > /proc/sys/kernel/hostname && uname -r | cut -d- -f1 > /run/osrelease && \
+        "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && echo {HOST} > /proc/sys/kernel/hostname && uname -r | cut -d- -f1 > /run/osrelease && \
          mount --bind /run/osrelease /proc/sys/kernel/osrelease && exec \"$@\""
     );
     let mut command = Command::new("unshare");
@@ -80,6 +80,8 @@ pub(crate) fn capture(arguments: &[String]) -> Result<ExitCode, Failure> {
     for name in ["PERFLOCK_JOB", "PERFLOCK_MODE", "PERFLOCK_LOCK", "PERFLOCK_CONFIG", "NO_COLOR"] {
         command.env_remove(name);
     }
+    // What is mounted there goes with the namespace.
+    command.env("XDG_STATE_HOME", "/run");
     match command.status() {
         Ok(status) if status.success() => Ok(ExitCode::SUCCESS),
         Ok(_) => Ok(ExitCode::FAILURE),

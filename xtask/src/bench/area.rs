@@ -67,11 +67,11 @@ pub(crate) fn run_inside(what: &str, arguments: &[String]) -> Result<ExitCode, F
     command.args([what, INSIDE]).arg(&directory.0).arg(group.directory()).args(arguments);
     // SAFETY: the closure makes one async-signal-safe call on an open descriptor and allocates nothing.
     unsafe { command.pre_exec(move || join(&members)) };
-    // Whoever shares the machine is told nothing about a job by these, nor is the configuration of this user used.
+    // Whoever shares the machine is told nothing about a job by these, nor is the configuration of this user used, nor the history.
     for name in ["PERFLOCK_JOB", "PERFLOCK_MODE", "PERFLOCK_LOCK", "PERFLOCK_CONFIG"] {
         command.env_remove(name);
     }
-    command.env("XDG_CONFIG_HOME", &directory.0);
+    command.env("XDG_CONFIG_HOME", &directory.0).env("XDG_STATE_HOME", &directory.0);
     // cargo's, for its own programs: it makes the loader look for every library in four directories more.
     command.env_remove("LD_LIBRARY_PATH");
     let status = command.status().map_err(|error| format!("cannot start the {what} in its group: {error}"));
