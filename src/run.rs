@@ -109,6 +109,10 @@ fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inh
         for warning in warnings {
             early.wrong(&warning);
         }
+        let config = match args.setup || args.undo {
+            true => environment.with_the_machine_s_histories(args.config.as_ref(), config)?,
+            false => config,
+        };
         let settings = Settings::new(args, &environment, config, mode);
         let say = Say::new(name, settings.verbosity);
         let is_named = args.lock.is_some() || environment.lock.is_some();

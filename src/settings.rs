@@ -244,6 +244,21 @@ impl Environment {
             }
         }
     }
+
+    /// The same configuration with the `history` keys of the machine's file, or of the one that was named. Root gives that
+    /// directory to everybody: with a HOME that sudo(8) kept, the user's own file must not choose which.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn with_the_machine_s_histories(&self, flag: Option<&PathBuf>, config: Config) -> Result<Config, ConfigError> {
+        let (machine, _) = Self { user_config: None, ..self.clone() }.configuration(flag)?;
+        Ok(Config {
+            history_command: machine.history_command,
+            history_directory: machine.history_directory,
+            history_size: machine.history_size,
+            ..config
+        })
+    }
 }
 
 #[cfg(test)]

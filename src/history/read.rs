@@ -1,10 +1,11 @@
 //! Reading histories, everybody's. Of a file that others write nothing is believed but its owner, and no more of it is read than a
 //! history holds.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -43,6 +44,25 @@ pub fn of_everybody(keeping: &Keeping) -> (Vec<Source>, Option<FileError>) {
     users.sort_unstable();
     users.dedup();
     (users.into_iter().flat_map(|uid| of_user(keeping, uid)).collect(), unread)
+}
+
+/// What of a directory's entries, each a name and whether it is a regular file, is no user's history. Sorted.
+pub fn foreign(entries: impl IntoIterator<Item = (OsString, bool)>) -> Vec<OsString> {
+    let is_ours = |name: &OsString, is_file| is_file && name.to_str().and_then(user_in).is_some();
+    let mut names: Vec<OsString> =
+        entries.into_iter().filter(|(name, is_file)| !is_ours(name, *is_file)).map(|(name, _)| name).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The same of a directory that is there.
+///
+/// # Errors
+/// It could not be read.
+pub fn foreign_in(directory: &Path) -> Result<Vec<OsString>, FileError> {
+    let entry = |entry: fs::DirEntry| Ok((entry.file_name(), entry.file_type()?.is_file()));
+    let entries = fs::read_dir(directory).and_then(|all| all.map(|found| found.and_then(entry)).collect());
+    entries.map(|entries: Vec<_>| foreign(entries)).map_err(FileError::on("read", directory))
 }
 
 /// The user whose file has this name. A number has one spelling.
@@ -214,6 +234,15 @@ mod tests {
     fn a_user_s_file_has_one_name() {
         let users = ["0.jsonl", "1000.jsonl.1", "01.jsonl", "+1.jsonl", "x.jsonl", "1.json", "4294967296.jsonl"];
         assert_eq!(users.map(user_in), [Some(0), Some(1000), None, None, None, None, None]);
+    }
+
+    #[test]
+    fn what_is_no_user_s_file_is_foreign() {
+        let entries = |names: &[(&str, bool)]| foreign(names.iter().map(|&(name, is_file)| (name.into(), is_file)));
+        assert_eq!(entries(&[]), [] as [&str; 0]);
+        assert_eq!(entries(&[("0.jsonl", true), ("1000.jsonl", true), ("1000.jsonl.1", true)]), [] as [&str; 0]);
+        let theirs = [("syslog", true), ("1.jsonl", false), ("2.jsonl", true), ("01.jsonl", true), (".x", true)];
+        assert_eq!(entries(&theirs), [".x", "01.jsonl", "1.jsonl", "syslog"]);
     }
 
     proptest! {

@@ -10,7 +10,8 @@
 //! it is neither written over nor removed, and that is told, unless it says what is wanted. A package has the same files without
 //! the mark below `/usr/lib`; where those are, none is written below `/etc`.
 //!
-//! The histories are the users': while there is any, `--undo` leaves the directory, and says so.
+//! A directory that is there becomes that of the histories only if nothing else is in it: others of the machine's are not for
+//! everybody to write to. The histories are the users': while there is any, `--undo` leaves the directory, and says so.
 //!
 //! Everything is below a root directory: `/`, but in tests.
 
@@ -18,12 +19,14 @@ mod file;
 pub mod unit;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::FileError;
+use crate::history::{self, read::foreign_in};
 use crate::lock::setup::{Change, Users};
+use crate::text;
 use file::{Found, found, marked, says_the_same};
 pub use file::{MARK, only_root_can_change};
 
@@ -157,7 +160,7 @@ impl Plan {
         if !wanted.is_default {
             // Nothing to make at boot.
         } else if ["usr/lib/tmpfiles.d", "etc/tmpfiles.d"].iter().any(|directory| root.join(directory).is_dir()) {
-            plan.wants(root, "tmpfiles.d/perflock.conf", &tmpfiles(wanted.users), why, false);
+            plan.wants(root, "tmpfiles.d/perflock.conf", &tmpfiles(wanted.users, wanted.histories), why, false);
         } else {
             plan.notes.push("nothing here makes files at boot (tmpfiles.d): run this again after each".to_owned());
         }
@@ -168,6 +171,10 @@ impl Plan {
         if let Some(path) = wanted.histories {
             let path = root.join(path.strip_prefix("/").unwrap_or(path));
             let needed = Change::of_histories(&path, wanted.users).map_err(|error| error.to_string())?;
+            if needed.is_some() && path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                let foreign = foreign_in(&path).map_err(|error| error.to_string())?;
+                refuse_foreign(&path, &foreign)?;
+            }
             plan.steps.extend(needed.map(Step::Histories));
         }
         for word in wanted.tame {
@@ -199,17 +206,25 @@ impl Plan {
                 Found::Missing => {}
             }
         }
-        let path = root.join(histories.strip_prefix("/").unwrap_or(histories));
+        // An earlier set-up may have made the default one.
+        let default = Some(Path::new(history::DIRECTORY)).filter(|default| *default != histories);
+        for directory in [histories].into_iter().chain(default) {
+            plan.undo_histories(root.join(directory.strip_prefix("/").unwrap_or(directory)));
+        }
+        plan
+    }
+
+    fn undo_histories(&mut self, path: PathBuf) {
         match fs::read_dir(&path).map(|mut entries| entries.next().is_none()) {
-            Ok(true) => plan.steps.push(Step::RemoveHistories(path)),
-            Ok(false) => plan.notes.push(format!(
+            Ok(true) => self.steps.push(Step::RemoveHistories(path)),
+            Ok(false) if foreign_in(&path).is_ok_and(|foreign| foreign.is_empty()) => self.notes.push(format!(
                 "{} has users' histories in it, and stays; if nobody needs them: rm -r {0}",
                 path.display()
             )),
+            Ok(false) => self.notes.push(left_alone(&path)),
             // There is none, or it is not ours to look into, let alone to remove.
             Err(_) => {}
         }
-        plan
     }
 
     /// Plans a file below `etc`, unless it or the package's is there.
@@ -289,15 +304,43 @@ fn whole_unit(root: &Path, name: &str, file: &Path) -> Result<String, String> {
     Ok(whole)
 }
 
-/// The file for tmpfiles.d(5): for everybody as it is, for one group with its number and modes.
-fn tmpfiles(users: Users) -> String {
+/// Refuses a directory in which something is that is no user's history.
+fn refuse_foreign(path: &Path, foreign: &[OsString]) -> Result<(), String> {
+    let Some(first) = foreign.first() else { return Ok(()) };
+    let more = if foreign.len() > 1 { format!(" and {} more", foreign.len() - 1) } else { String::new() };
+    Err(format!(
+        "{} is not perflock's: it holds {}{more}; choose another history.directory",
+        path.display(),
+        text::escape(&first.to_string_lossy())
+    ))
+}
+
+/// The file for tmpfiles.d(5): for everybody as it is, for one group with its number and modes; with the directory of histories
+/// that there is to be, if any.
+fn tmpfiles(users: Users, histories: Option<&Path>) -> String {
+    let line = format!("{} 1777 root root -", history::DIRECTORY);
+    let own = match histories {
+        Some(path) => TMPFILES.replace(&line, &format!("{} 1777 root root -", tmpfiles_word(path))),
+        None => TMPFILES.replace(&format!("d {line}\n"), "").replace(", and the users' histories", ""),
+    };
     match users {
-        Users::Group(gid) => TMPFILES
+        Users::Group(gid) => own
             .replace("0666 root root", &format!("0660 root {gid}"))
             .replace("perflock.d   1777 root root", &format!("perflock.d   3775 root {gid}"))
             .replace("1777 root root", &format!("1770 root {gid}")),
-        Users::All | Users::Own => TMPFILES.to_owned(),
+        Users::All | Users::Own => own,
     }
+}
+
+/// A path as a word of tmpfiles.d(5), which has C escapes, quotes and `%` for specifiers.
+fn tmpfiles_word(path: &Path) -> String {
+    let escaped = |c: char| match c {
+        '%' => "%%".to_owned(),
+        ' ' | '\\' | '"' | '\'' => format!("\\x{:02x}", u32::from(c)),
+        c if c.is_ascii_control() => format!("\\x{:02x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    path.to_string_lossy().chars().map(escaped).collect()
 }
 
 fn left_alone(path: &Path) -> String {

@@ -16,8 +16,11 @@ fn machine() -> tempfile::TempDir {
 
 fn plan(root: &Path, users: Users, tame: &[&str]) -> Result<Plan, String> {
     let tame: Vec<String> = tame.iter().map(|&word| word.to_owned()).collect();
-    let (pls, histories) = (Path::new("/usr/bin/pls"), None);
-    Plan::make(&Wanted { root, users, is_default: true, tame: &tame, pls, histories })
+    let (pls, histories) = (Path::new("/usr/bin/pls"), Some(Path::new(HISTORIES)));
+    let mut plan = Plan::make(&Wanted { root, users, is_default: true, tame: &tame, pls, histories })?;
+    // Those have tests of their own.
+    plan.steps.retain(|step| !matches!(step, Step::Histories(_)));
+    Ok(plan)
 }
 
 fn perform(plan: &Plan) {
@@ -235,4 +238,52 @@ fn histories_have_a_directory_that_goes_when_it_is_empty() {
     std::os::unix::fs::symlink(root.path().join("etc"), &directory).unwrap();
     assert!(wanted(Users::All)[0].perform().is_err());
     assert_ne!(fs::metadata(root.path().join("etc")).unwrap().mode() & 0o7777, 0o1777);
+}
+
+#[test]
+fn a_directory_with_anything_else_in_it_is_not_the_histories() {
+    let root = machine();
+    let directory = root.path().join("var/log");
+    fs::create_dir_all(&directory).unwrap();
+    let (tame, pls, histories) = (&[][..], Path::new("/usr/bin/pls"), Some(Path::new("/var/log")));
+    let make = || Plan::make(&Wanted { root: root.path(), users: Users::All, is_default: true, tame, pls, histories });
+    let change = |plan: &Plan| plan.steps.iter().filter(|step| matches!(step, Step::Histories(_))).count();
+    assert_eq!(change(&make().unwrap()), 1);
+    fs::write(directory.join("1000.jsonl"), "x").unwrap();
+    fs::write(directory.join("1000.jsonl.1"), "x").unwrap();
+    assert_eq!(change(&make().unwrap()), 1);
+    fs::write(directory.join("syslog"), "x").unwrap();
+    let why = |what: &str| {
+        format!("{} is not perflock's: it holds {what}; choose another history.directory", directory.display())
+    };
+    assert_eq!(make().unwrap_err(), why("syslog"));
+    fs::create_dir(directory.join("7.jsonl")).unwrap();
+    assert_eq!(make().unwrap_err(), why("7.jsonl and 1 more"));
+    // Nobody is told to remove it either.
+    assert_eq!(Plan::undo(root.path(), Path::new("/var/log")).notes, [left_alone(&directory)]);
+}
+
+#[test]
+fn the_file_for_boot_has_the_histories_that_there_are_to_be() {
+    assert_eq!(tmpfiles(Users::All, Some(Path::new(history::DIRECTORY))), TMPFILES);
+    let lines = |users, histories: Option<&str>| {
+        let text = tmpfiles(users, histories.map(Path::new));
+        text.lines().skip(3).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(Users::All, Some("/srv/a %b")), [r"d /srv/a\x20%%b 1777 root root -"]);
+    assert_eq!(lines(Users::Group(7), Some("/srv/h")), ["d /srv/h 1770 root 7 -"]);
+    let none = tmpfiles(Users::Group(7), None);
+    assert_eq!(lines(Users::Group(7), None), [] as [&str; 0]);
+    assert!(none.contains("f /run/perflock     0660 root 7 -\n") && !none.contains("histories"), "{none}");
+}
+
+#[test]
+fn undo_looks_at_the_default_directory_too() {
+    let root = machine();
+    let all = ["srv/h", "var/lib/perflock"].map(|path| root.path().join(path));
+    for directory in &all {
+        fs::create_dir_all(directory).unwrap();
+    }
+    let undone = Plan::undo(root.path(), Path::new("/srv/h"));
+    assert_eq!(undone.steps, all.map(Step::RemoveHistories));
 }

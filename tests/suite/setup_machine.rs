@@ -260,3 +260,48 @@ fn what_makes_no_sense_is_refused() {
     refused("perflock --undo --setup", "cannot be used with");
     assert!(world.lock().exists());
 }
+
+#[test]
+fn a_directory_of_the_machine_s_is_not_given_to_everybody() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    let script = format!(
+        "mkdir -m 755 /var/lib/log /run/empty; echo >/var/lib/log/syslog; \
+         printf '[history]\\ndirectory = \"/var/lib/log\"\\n' >/etc/perflock.toml; \
+         perflock --setup || echo $?; {FILES}; stat -c %a /var/lib/log; rm /etc/perflock.toml; \
+         export XDG_CONFIG_HOME=/run/c; mkdir -p /run/c/perflock; \
+         printf '[history]\\ndirectory = \"/run/empty\"\\n' >/run/c/perflock/config.toml; \
+         perflock -q --setup; stat -c %a /run/empty /var/lib/perflock; perflock -q --undo; \
+         test -d /run/empty && ! test -e /var/lib/perflock"
+    );
+    on_a_machine(&world, &script)
+        .run()
+        .exits(0)
+        .prints("125\n/etc/systemd/system/nightly.service\n/var/lib/log/syslog\n755\n755\n1777\n")
+        .says("perflock: /var/lib/log is not perflock's: it holds syslog; choose another history.directory\n");
+}
+
+#[test]
+fn the_histories_at_boot_are_the_configured_ones() {
+    needs!(Root, Program("unshare"));
+    for (key, expected) in [("size = \"none\"", ""), ("directory = \"/var/lib/h\"", "d /var/lib/h 1777 root root -\n")]
+    {
+        let world = World::new();
+        world.write("perflock.toml", &format!("[history]\n{key}\n"));
+        let script = "cp perflock.toml /etc; perflock -q --setup; sed 1,4d /etc/tmpfiles.d/perflock.conf; ls /var/lib";
+        let made = if expected.is_empty() { "" } else { "h\n" };
+        on_a_machine(&world, script).run().exits(0).prints(&format!("{expected}{made}"));
+    }
+}
+
+/// dpkg stops at a script that fails, and the package is then half removed.
+#[test]
+fn a_user_s_mount_among_the_histories_does_not_stop_a_purge() {
+    needs!(Root, Program("unshare"));
+    let world = World::new();
+    world.write("postrm", &source("config/debian/postrm"));
+    let script = "perflock -q --setup; mkdir /var/lib/perflock/m; mount -t tmpfs m /var/lib/perflock/m; \
+                  echo >/var/lib/perflock/m/kept; sh postrm purge; ls /var/lib/perflock/m; test ! -e /run/perflock";
+    let done = on_a_machine(&world, script).run().exits(0).prints("kept\n");
+    done.mentions("perflock: /var/lib/perflock could not be removed, and stays\n");
+}
