@@ -1,6 +1,7 @@
 //! What was typed, configured and left to its default, validated and put together.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::job::Mode;
 use crate::limit::{Bound, Kind, Limit};
 use crate::pin;
 use crate::supervisor::step::{Leftovers, Policy};
+use crate::text;
 use crate::verdict;
 
 /// The lock file of a machine.
@@ -239,8 +241,17 @@ impl Environment {
             Some(named) => Config::read(std::slice::from_ref(named), true),
             None => {
                 let system = PathBuf::from(SYSTEM_FILE);
-                let files: Vec<PathBuf> = [system].into_iter().chain(self.user_config.clone()).collect();
-                Config::read(&files, false)
+                // sudo(8) may leave HOME as it was. What another user wrote does not tell root which files to open to all.
+                let own = rustix::process::geteuid().as_raw();
+                let is_another_s =
+                    |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.uid() != own && found.uid() != 0);
+                let (another_s, users): (Vec<PathBuf>, Vec<PathBuf>) =
+                    self.user_config.iter().cloned().partition(is_another_s);
+                let files: Vec<PathBuf> = [system].into_iter().chain(users).collect();
+                let (config, mut warnings) = Config::read(&files, false)?;
+                let not_read = |path: &PathBuf| format!("{} is another user's, and is not read", text::path(path));
+                warnings.extend(another_s.iter().map(not_read));
+                Ok((config, warnings))
             }
         }
     }

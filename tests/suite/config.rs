@@ -171,3 +171,18 @@ fn the_shipped_file_can_be_used_as_it_is_and_with_every_key_set() {
     world.cmd("perflock --config").arg(&set).arg("true").run().exits(0).says("");
     world.assert_clean();
 }
+
+#[test]
+fn what_another_user_configured_is_not_read_by_root() {
+    needs!(Root);
+    let world = World::new();
+    let file = world.path(".config/perflock/config.toml");
+    std::fs::write(&file, "conflict-exit-code = 9\n").unwrap();
+    let holder = world.holder("perflock");
+    world.cmd("perflock -q -n true").run().exits(9);
+    // As where sudo(8) leaves HOME as it was.
+    std::os::unix::fs::chown(&file, Some(crate::harness::ALICE), None).unwrap();
+    let not_read = format!("perflock: {} is another user's, and is not read\n", file.display());
+    world.cmd("perflock -q -n true").run().exits(75).says(&not_read);
+    drop(holder);
+}
