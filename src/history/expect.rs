@@ -14,7 +14,7 @@ pub const FEWEST: usize = 3;
 pub struct Guess {
     /// From now on.
     pub after: Duration,
-    /// How many earlier runs it is from; of several commands, those of which least is known.
+    /// How many earlier runs it is from: those that a median was taken of; of several commands, those of which least is known.
     pub runs: usize,
     /// How far the middle half of the runs is apart, of all commands together.
     pub spread: Duration,
@@ -46,12 +46,50 @@ pub fn remaining(runs: &[Duration], elapsed: Duration) -> Option<Guess> {
     let last = longer.len() - 1;
     let median = (longer[last / 2] + longer[longer.len() / 2]) / 2;
     let spread = longer[last - last / 4].saturating_sub(longer[last / 4]);
-    Some(Guess { after: median.saturating_sub(elapsed), runs: runs.len(), spread })
+    Some(Guess { after: median.saturating_sub(elapsed), runs: longer.len(), spread })
+}
+
+/// What a job in the queue is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It has had the machine for so long.
+    Holds(Duration),
+    /// It has the machine and is stopped, or nobody sees to it any more: it goes its own way.
+    Stuck,
+    /// It waits.
+    Waits,
+    /// It waits, and wants cores of its own: for them it may wait longer than for those before it.
+    WantsCores,
+    /// It was stopped while it waited: others pass it.
+    Passed,
+}
+
+/// When each job of a queue starts, as far as that can be guessed: those that have the machine first, then those that wait, in their
+/// order. `runs` is how long the like of each took before.
+pub fn starts(jobs: &[(Mode, Stage)], runs: &[Vec<Duration>]) -> Vec<Option<Guess>> {
+    let mut course = Course::default();
+    let start = |(&(mode, stage), runs): (&(Mode, Stage), &Vec<Duration>)| match stage {
+        Stage::Holds(elapsed) => {
+            course.holds(mode, remaining(runs, elapsed));
+            None
+        }
+        Stage::Stuck => {
+            course.holds(mode, None);
+            None
+        }
+        Stage::Waits => course.waits(mode, remaining(runs, Duration::ZERO)),
+        Stage::WantsCores => {
+            course.waits(mode, None);
+            None
+        }
+        Stage::Passed => None,
+    };
+    jobs.iter().zip(runs).map(start).collect()
 }
 
 /// What a queue will do, job by job: those that have the machine, then those that wait, in their order.
 #[derive(Clone, Copy, Debug)]
-pub struct Course {
+struct Course {
     /// When the jobs below start.
     start: Option<Guess>,
     /// How long those take that have the machine then; `None` where that is unknown of one.
@@ -70,12 +108,12 @@ impl Default for Course {
 
 impl Course {
     /// A job that has the machine, and gives it back so.
-    pub fn holds(&mut self, mode: Mode, takes: Option<Guess>) {
+    fn holds(&mut self, mode: Mode, takes: Option<Guess>) {
         self.beside(mode, takes);
     }
 
     /// A job that waits behind all that were told of, and will take so long. When it starts.
-    pub fn waits(&mut self, mode: Mode, takes: Option<Guess>) -> Option<Guess> {
+    fn waits(&mut self, mode: Mode, takes: Option<Guess>) -> Option<Guess> {
         // One that shares what is shared now waits for something that is not in the queue.
         if self.now || self.mode.is_none_or(|before| before.conflicts_with(mode)) {
             let is_known = self.mode.is_some_and(|before| before.conflicts_with(mode));
@@ -123,8 +161,8 @@ mod tests {
         let six = runs(&[10, 20, 30, 50, 60, 70]);
         let remaining = |elapsed| remaining(&six, Duration::from_secs(elapsed));
         assert_eq!(remaining(0), guess(40, 6, 40));
-        assert_eq!(remaining(25), guess(30, 6, 40));
-        assert_eq!(remaining(65), guess(5, 6, 0));
+        assert_eq!(remaining(25), guess(30, 4, 40));
+        assert_eq!(remaining(65), guess(5, 1, 0));
         assert_eq!(remaining(70), None);
         assert_eq!(super::remaining(&runs(&[10, 20]), Duration::ZERO), None);
         assert_eq!(super::remaining(&[], Duration::ZERO), None);
@@ -157,6 +195,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_stuck_or_wants_cores_leaves_those_behind_without_a_guess() {
+        let three = vec![runs(&[10, 10, 10]); 4];
+        let holds = (Exclusive, Stage::Holds(Duration::from_secs(4)));
+        let queue = |first, second| {
+            let starts = starts(&[first, second, (Exclusive, Stage::Waits), (Shared, Stage::Waits)], &three);
+            starts.iter().map(|start| start.map(|start| start.after.as_secs())).collect::<Vec<_>>()
+        };
+        assert_eq!(queue(holds, (Shared, Stage::Waits)), [None, Some(6), Some(16), Some(26)]);
+        assert_eq!(queue(holds, (Shared, Stage::Passed)), [None, None, Some(6), Some(16)]);
+        assert_eq!(queue(holds, (Shared, Stage::WantsCores)), [None; 4]);
+        assert_eq!(queue((Exclusive, Stage::Stuck), (Shared, Stage::Waits)), [None; 4]);
+    }
+
+    #[test]
     fn a_guess_says_that_it_is_one() {
         let said = |seconds, runs| shown(&guess(seconds, runs, 0).unwrap());
         assert_eq!(said(843, 6), "about 14m (a guess from 6 runs)");
@@ -180,7 +232,7 @@ mod tests {
                 if index == 0 {
                     course.holds(mode, takes);
                 } else if let Some(start) = course.waits(mode, takes) {
-                    prop_assert!(start.after >= last && start.runs >= FEWEST);
+                    prop_assert!(start.after >= last && start.runs > 0);
                     last = start.after;
                 }
             }

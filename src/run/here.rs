@@ -6,7 +6,8 @@ use super::Error;
 use super::limiting::Limiting;
 use crate::cgroup::controller::{self, Controller, V1Offer};
 use crate::cgroup::{self, Detected};
-use crate::lock::Record;
+use crate::history::expect::Stage;
+use crate::lock::{Other, Record};
 use crate::pin::Plan;
 use crate::procfs::Proc;
 use crate::supervisor::command::Command;
@@ -54,6 +55,28 @@ impl Here {
     pub(super) fn v1_offer(&self, controller: Controller) -> &V1Offer {
         let look = || controller::v1_offer(&self.proc, &self.mountinfo, controller);
         self.v1_offers[controller as usize].get_or_init(look)
+    }
+
+    /// What a job ahead of us is at.
+    pub(super) fn stage(&self, job: &Other) -> Stage {
+        let Record { joined, granted_usec, stopped, .. } = &job.record;
+        let Some(granted_usec) = *granted_usec else {
+            return match (stopped, joined.cores) {
+                (true, _) => Stage::Passed,
+                (false, Some(_)) => Stage::WantsCores,
+                (false, None) => Stage::Waits,
+            };
+        };
+        let is_foreign = self.pid_namespace != joined.pid_namespace;
+        // What a ticket says of another user's process is not believed.
+        let supervisor = joined
+            .supervisor(&self.proc)
+            .filter(|stat| self.boot == joined.boot && self.proc.uid(stat.pid).is_ok_and(|uid| uid == job.uid));
+        match supervisor.map(|stat| stat.state) {
+            _ if is_foreign => Stage::Holds(crate::clock::since(granted_usec)),
+            None | Some('T' | 't' | 'Z') => Stage::Stuck,
+            Some(_) => Stage::Holds(crate::clock::since(granted_usec)),
+        }
     }
 
     /// Who became the user that a job runs as, if its supervisor is a process that we see.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::{Error, Here, Prepared, Run};
 use crate::exit::Ending;
-use crate::history::expect::{self, Course, Guess};
-use crate::history::runs;
+use crate::history::expect::{self, Guess, Stage};
+use crate::history::line::lock_text;
+use crate::history::runs::{self, Asked};
 use crate::lock::outsiders::Outsider;
 use crate::lock::{self, Ahead, Ask, Hold, Joined, Lock, Other, Place, Queue, Record, Seen, Woken};
 use crate::orphan;
@@ -15,7 +16,7 @@ use crate::pin::{CpuList, Plan};
 use crate::poll::Limits;
 use crate::procfs::Proc;
 use crate::report;
-use crate::settings::Verbosity;
+use crate::settings::{Settings, Verbosity};
 use crate::step::Step;
 use crate::supervisor::signals::{self, Signals};
 use crate::text;
@@ -85,7 +86,9 @@ impl Run {
                 let what = awaited(plan, &ahead);
                 awaiting = if ahead.taken.is_some() { what.clone() } else { "the lock".to_owned() };
                 // Our ticket is live: a reader who does not read must not hold up the queue.
-                let start = self.expected_start(&ahead).map(|start| format!("; start in {}", expect::shown(&start)));
+                // Cores of its own may be free later than the lock.
+                let start = if plan.is_none() { self.expected_start(&ahead, place, here) } else { None };
+                let start = start.map(|start| format!("; start in {}", expect::shown(&start)));
                 self.say.note_now(&format!("waiting for {what}{who}{}", start.unwrap_or_default()));
                 give_back_memory();
             };
@@ -241,7 +244,7 @@ impl Run {
     }
 
     /// When it may start, from how long the jobs ahead took before. Nothing is read of which nobody is told.
-    fn expected_start(&self, ahead: &Ahead) -> Option<Guess> {
+    fn expected_start(&self, ahead: &Ahead, place: &Place, here: &Here) -> Option<Guess> {
         if self.settings.verbosity == Verbosity::Quiet
             || ahead.holders.is_empty()
             || ahead.taken.is_some()
@@ -250,22 +253,20 @@ impl Run {
             return None;
         }
         let jobs: Vec<&Other> = ahead.holders.iter().chain(&ahead.waiters).collect();
-        let commands: Vec<(u32, &[String])> = jobs.iter().map(|job| (job.uid, &*job.record.joined.command)).collect();
-        let runs = runs::of_commands(&self.settings.history, &commands, USERS_LOOKED_UP);
-        let mut course = Course::default();
-        for (job, runs) in jobs.iter().zip(&runs) {
-            match job.record.granted_usec {
-                Some(granted_usec) => {
-                    course.holds(job.mode, expect::remaining(runs, crate::clock::since(granted_usec)));
-                }
-                // Others pass one that is stopped.
-                None if job.record.stopped => {}
-                None => {
-                    course.waits(job.mode, expect::remaining(runs, Duration::ZERO));
-                }
-            }
-        }
-        course.waits(self.settings.mode, None)
+        let asked: Vec<Asked<'_>> = jobs
+            .iter()
+            .map(|job| Asked { uid: job.uid, mode: job.mode, command: &job.record.joined.command })
+            .collect();
+        let Settings { history, lock, mode, .. } = &self.settings;
+        let mut runs = runs::of_jobs(history, &lock_text(&lock.to_string_lossy()), &asked, USERS_LOOKED_UP);
+        let mut stages: Vec<_> = jobs.iter().map(|job| (job.mode, here.stage(job))).collect();
+        runs.push(Vec::new());
+        stages.push((*mode, Stage::Waits));
+        let start = expect::starts(&stages, &runs).pop().flatten()?;
+        // Looked for last: where nothing would be said anyway, /proc/locks need not be read. Jobs behind us, and those of containers,
+        // are no outsiders, though we know no ticket of theirs.
+        let is_perflock = |pid| here.proc.stat(pid).is_ok_and(|stat| matches!(&*stat.comm, "perflock" | "pls"));
+        outsiders(ahead, place, &here.proc)().iter().all(|other| is_perflock(other.pid)).then_some(start)
     }
 
     pub(super) fn gave_up(&self, started: Instant, what: &str) -> Ending {

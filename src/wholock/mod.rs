@@ -136,7 +136,7 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>, keepin
     let take = |sample, read| Snapshot::take(&lock, &proc, sample, read).map_err(Error::Lock);
     if let Some(which) = &args.job {
         let mut snapshot = take(sample, Usage::read_all)?;
-        snapshot.expect_starts(keeping);
+        snapshot.expect_starts(keeping, path);
         let job = snapshot.find(which).ok_or_else(|| Error::NoJob(crate::text::escape(which)))?;
         print(&full::text(job, view::terminal_width(), &proc))?;
         return Ok(0);
@@ -151,7 +151,7 @@ fn once(args: &WholockArgs, path: &Path, opened: Result<Lock, LockError>, keepin
     let after = before.is_some().then(|| Ticks::read(&proc).ok()).flatten();
     let load = before.zip(after).map(|(before, after)| load::outside(&before, &after, &[&snapshot], &proc));
     let load = load.as_ref();
-    snapshot.expect_starts(keeping);
+    snapshot.expect_starts(keeping, path);
     let cores = CoreMap::of(&snapshot, Path::new("/"));
     let cores = cores.as_ref();
     print(&match args.json {

@@ -369,7 +369,7 @@ fn a_waiter_is_told_when_it_may_start_and_that_this_is_a_guess() {
     // What `World::holder` runs, and what waits.
     let run = |command: Value, minutes: u64, code: i32| {
         let mut run = line(&world, code, "2020-01-01T00:00:00Z");
-        (run["command"], run["held_usec"]) = (command, json!(minutes * 60_000_000));
+        (run["mode"], run["command"], run["held_usec"]) = (json!("exclusive"), command, json!(minutes * 60_000_000));
         format!("{run}\n")
     };
     let (held, waits) = (json!(["sh", "-c", "echo running;…"]), json!(["sleep", "0.01"]));
@@ -377,6 +377,12 @@ fn a_waiter_is_told_when_it_may_start_and_that_this_is_a_guess() {
     // Those that failed tell nothing.
     text.push_str(&run(held.clone(), 1, 1).repeat(5));
     text.push_str(&run(waits.clone(), 60, 0).repeat(2));
+    // Nor do those beside others, or under another lock.
+    for (name, value) in [("mode", json!("shared")), ("lock", json!("/elsewhere"))] {
+        let mut other: Value = serde_json::from_str(&run(held.clone(), 90, 0)).unwrap();
+        other[name] = value;
+        text.push_str(&format!("{other}\n").repeat(9));
+    }
     fs::write(file(&world, world.uid()), &text).unwrap();
     let holder = world.holder("perflock");
     let first = world.waiter("2.x", world.cmd("perflock sleep 0.01"));
@@ -414,5 +420,54 @@ fn a_waiter_is_told_when_it_may_start_and_that_this_is_a_guess() {
     holder.wait().dies_of(libc::SIGTERM);
     first.wait().exits(0);
     second.wait().exits(0);
+    world.assert_clean();
+}
+
+#[test]
+fn a_waiter_is_told_nothing_where_one_ahead_is_stopped_or_not_in_the_queue() {
+    needs!(V2);
+    let world = World::new();
+    let mut run = line(&world, 0, "2020-01-01T00:00:00Z");
+    run["mode"] = json!("exclusive");
+    run["held_usec"] = json!(600_000_000);
+    let mut text = String::new();
+    for command in [json!(["sh", "-c", "echo running;…"]), json!(["sleep", "--x=…"])] {
+        run["command"] = command;
+        text.push_str(&format!("{run}\n").repeat(3));
+    }
+    fs::write(file(&world, world.uid()), text).unwrap();
+    let holder = world.holder("perflock");
+    // Two commands with one short form, each of which is known by it.
+    let mut waiters = Vec::new();
+    for (ticket, command) in [("2.x", "perflock sleep --x=1"), ("3.x", "perflock sleep --x=2")] {
+        waiters.push(world.waiter(ticket, world.cmd(command)));
+    }
+    // Who comes last, and gives up.
+    let told = || {
+        let waiter = world.cmd("perflock true").spawn();
+        waiter.wait_stderr("behind 3 jobs; ");
+        waiter.signal(libc::SIGTERM);
+        let done = waiter.wait().dies_of(libc::SIGTERM);
+        done.stderr.lines().next().and_then(|line| line.split_once("; start in ")).map(|(_, start)| start.to_owned())
+    };
+    let start = told().unwrap();
+    assert!(start.starts_with("about 30m (a guess from 3 runs)"), "{start}");
+    let is_stopped = || fs::read_to_string(format!("/proc/{}/stat", holder.pid())).unwrap().contains(") T ");
+    holder.signal(libc::SIGSTOP);
+    wait_until("the holder is stopped", is_stopped);
+    assert_eq!(told(), None);
+    holder.signal(libc::SIGCONT);
+    wait_until("the holder goes on", || !is_stopped());
+    assert!(told().is_some());
+    let flock = world.cmd("flock").arg(world.lock()).arg("true").spawn();
+    wait_until("flock waits", || world.cmd("wholock --sample 0").run().stdout.contains("(flock)"));
+    assert_eq!(told(), None);
+    drop(flock);
+    for waiter in waiters {
+        waiter.signal(libc::SIGTERM);
+        waiter.wait().dies_of(libc::SIGTERM);
+    }
+    holder.signal(libc::SIGTERM);
+    holder.wait().dies_of(libc::SIGTERM);
     world.assert_clean();
 }
