@@ -420,7 +420,7 @@ fn a_lock_that_a_boot_takes_away_is_seen_and_the_command_brings_it_back() {
     let world = World::new();
     let run = |rest: &str| {
         let script = format!(
-            "mount -t tmpfs -o mode=755 none /run\nmkdir -p etc/tmpfiles.d\ncp -L /etc/passwd /etc/group etc\n\
+            "mount -t tmpfs -o mode=755 none /run\nmount -t tmpfs -o mode=755 none /var/lib\nmkdir -p etc/tmpfiles.d\ncp -L /etc/passwd /etc/group etc\n\
              mount --bind etc /etc\nunset PERFLOCK_LOCK\n: >/run/perflock\nmkdir -m 1777 /run/perflock.d\n{rest}\n\
              perflock --check --json || exit $?"
         );

@@ -182,7 +182,10 @@ fn where_there_is_no_directory_it_is_the_user_s_own() {
     assert_eq!(fs::metadata(&own).unwrap().mode() & 0o777, 0o600);
     assert_eq!(codes(&document(world.cmd("wholock --history --json"))), [0]);
     // Nor has everybody a home.
-    let homeless = |line: &str| world.cmd(line).env_remove("XDG_STATE_HOME").env("HOME", "/dev/null");
+    let config = world.path(".config/perflock/config.toml");
+    let homeless = |line: &str| {
+        world.cmd(line).env_remove("XDG_STATE_HOME").env("HOME", "/dev/null").env("PERFLOCK_CONFIG", &config)
+    };
     homeless("perflock true").run().exits(0).says("");
     homeless("perflock -v true").run().exits(0).mentions("perflock: there is no place for a history");
     fs::remove_dir_all(world.path("state")).unwrap();
