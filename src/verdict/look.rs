@@ -22,7 +22,7 @@ pub const NAMEABLE: usize = 64;
 
 /// No look takes more CPU time: during the first the job's signals wait, and during the second whoever wants the machine next. It is
 /// enough for some thousands of processes.
-const LONGEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_millis(200);
 
 /// So many files are read before it is asked whether the command still runs.
 const BATCH: usize = 16;

@@ -229,9 +229,11 @@ fn counters_that_cannot_be_read_are_no_quiet_machine() {
     needs!(Root, V2, OwnGroup, Program("unshare"));
     let world = judging(ANY);
     world.write("empty", "");
-    let group = Path::new("/").join(world.group().strip_prefix(world.cgroup_mount()).unwrap());
-    let script =
-        format!("mount --bind empty {}/cpu.stat; exec perflock --require-quiet sleep 1.05", world.group().display());
+    // That directly below the root: what is below that is read only for names.
+    let top = world.group().strip_prefix(world.cgroup_mount()).unwrap().iter().next().unwrap();
+    let group = Path::new("/").join(top);
+    let file = world.cgroup_mount().join(top).join("cpu.stat");
+    let script = format!("mount --bind empty {}; exec perflock --require-quiet sleep 1.05", file.display());
     let said = format!(
         "perflock: it is not known whether the machine was quiet: the group {} cannot be read: it has no counter of CPU \
          time; exit status 76 (--require-quiet)\n",

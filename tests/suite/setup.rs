@@ -238,7 +238,8 @@ fn a_group_s_lock_is_for_its_members_and_a_clear_error_for_others() {
 
 /// In a mount namespace with nothing of the machine's in /run, /var/lib and /tmp, and the world's directory at /mnt.
 const APART: &str = "mount --bind . /mnt; mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs -o mode=755 tmpfs /var/lib; \
-                     mount -t tmpfs -o mode=1777 tmpfs /tmp; cd /mnt; unset PERFLOCK_LOCK; export PATH=/mnt:$PATH; \
+                     mount -t tmpfs -o mode=1777 tmpfs /tmp; cd /mnt; unset PERFLOCK_LOCK; \
+                     export PATH=/mnt:$PATH PERFLOCK_CONFIG=/mnt/.config/perflock/config.toml; \
                      as() { uid=$1; shift; setpriv --reuid $uid --regid $uid --clear-groups \"$@\"; }; ";
 
 #[test]

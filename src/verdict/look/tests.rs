@@ -268,7 +268,7 @@ fn no_look_takes_long() {
     thread_local!(static USED: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) });
     // Each time that it is asked for it has grown.
     let ours = || {
-        USED.set(USED.get() + Duration::from_millis(60));
+        USED.set(USED.get() + Duration::from_millis(150));
         USED.get()
     };
     let scene = Scene { ours, ..machine.scene() };
