@@ -36,7 +36,7 @@ use crate::nested::{self, Outer};
 use crate::pin::Plan;
 use crate::report;
 use crate::report::document::Reason;
-use crate::say::Say;
+use crate::say::{self, Say};
 use crate::settings::{Environment, Settings, Verbosity, setup_command};
 use crate::supervisor::Outcome;
 use crate::supervisor::command::Command;
@@ -88,12 +88,7 @@ pub unsafe fn main(mode: Mode, argc: c_int, argv: *const *const c_char) -> ! {
 
 /// Prints what was asked for on stdout.
 fn show(text: &str) -> Ending {
-    use std::io::Write as _;
-    match io::stdout().write_all(text.as_bytes()) {
-        // A reader that closed the pipe has what it wanted.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Ending::Code(exit::OURS),
-        _ => Ending::Code(0),
-    }
+    Ending::Code(if say::print(text).is_ok() { 0 } else { exit::OURS })
 }
 
 fn with_arguments(name: &'static str, mode: Mode, args: &RunArgs, inherited: Inherited) -> Ending {

@@ -1,6 +1,6 @@
-//! The one place that prints: messages on stderr, each behind the name that was typed.
+//! The one place that prints: messages on stderr, each behind the name that was typed, and on stdout what was asked for.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
@@ -8,6 +8,17 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::settings::Verbosity;
+
+/// Prints what was asked for on stdout.
+///
+/// # Errors
+/// It could not be written. A reader that closed the pipe has what it wanted.
+pub fn print(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// A voice with a name.
 #[derive(Clone, Debug)]

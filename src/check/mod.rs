@@ -33,7 +33,7 @@ mod tests;
 mod trial;
 mod view;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 pub use row::{Row, State};
@@ -42,7 +42,7 @@ use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::exit::{self, Ending};
 use crate::job::Mode;
-use crate::say::Say;
+use crate::say::{self, Say};
 use crate::settings::{Environment, Settings, Verbosity};
 use crate::wholock::view::terminal_width;
 use facts::{Asker, Facts};
@@ -91,9 +91,6 @@ fn check(args: &RunArgs, mode: Mode) -> Result<Ending, Error> {
         }
         (false, _) => view::text(&rows, width) + &view::verdict(&rows, width),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // A reader that closed the pipe has what it wanted.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Write(error)),
-        _ => Ok(Ending::Code(u8::from(rows.iter().any(Row::fails)))),
-    }
+    say::print(&text).map_err(Error::Write)?;
+    Ok(Ending::Code(u8::from(rows.iter().any(Row::fails))))
 }

@@ -31,7 +31,7 @@ mod tests;
 mod told;
 mod view;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 pub use compare::{Comparison, Difference, compare};
@@ -39,7 +39,7 @@ pub use read::ReadError;
 
 use crate::cli::RunArgs;
 use crate::exit::{self, Ending};
-use crate::say::Say;
+use crate::say::{self, Say};
 use crate::wholock::view::terminal_width;
 
 /// Why nothing can be said.
@@ -67,9 +67,6 @@ fn diff(first: &Path, second: &Path, args: &RunArgs) -> Result<Ending, Error> {
         (false, true) => view::differences(&names, &comparison, terminal_width()),
         (false, false) => view::text(&names, &comparison, terminal_width()),
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // A reader that closed the pipe has what it wanted.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Write(error)),
-        _ => Ok(Ending::Code(u8::from(!comparison.differences.is_empty()))),
-    }
+    say::print(&text).map_err(Error::Write)?;
+    Ok(Ending::Code(u8::from(!comparison.differences.is_empty())))
 }

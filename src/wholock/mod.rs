@@ -14,7 +14,7 @@ pub mod view;
 pub mod watch;
 
 use std::ffi::{c_char, c_int};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,7 @@ use crate::exit::{self, Ending};
 use crate::history::{Keeping, line};
 use crate::lock::{Lock, LockError, setup};
 use crate::procfs::Proc;
-use crate::say::Say;
+use crate::say::{self, Say};
 use crate::settings::{Environment, Verbosity, keeping, lock_path};
 use crate::supervisor::inherit::{self, Inherited};
 use crate::ticks::Ticks;
@@ -192,8 +192,5 @@ fn whose(pid: i32, snapshot: &Snapshot, proc: &Proc) -> Result<u8, Error> {
 }
 
 fn print(text: &str) -> Result<(), Error> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Write(error)),
-        _ => Ok(()),
-    }
+    say::print(text).map_err(Error::Write)
 }
