@@ -33,18 +33,22 @@ impl Location {
     /// Where another group is in the same mount, if it is there. Seen from a cgroup namespace, what is outside begins with `/..`.
     pub fn relative_of(&self, path: &Path) -> Option<PathBuf> {
         let relative = path.strip_prefix(self.mounted()).ok()?;
-        relative.components().all(|part| matches!(part, Component::Normal(_))).then(|| relative.to_owned())
+        has_no_detours(relative).then(|| relative.to_owned())
     }
 
     /// Its path in the mount has no detours, which could lead out of the hierarchy.
     pub fn is_plain(&self) -> bool {
-        self.relative.components().all(|part| matches!(part, Component::Normal(_)))
+        has_no_detours(&self.relative)
     }
 
     /// Its directory.
     pub fn directory(&self) -> PathBuf {
         self.mount.join(&self.relative)
     }
+}
+
+fn has_no_detours(relative: &Path) -> bool {
+    relative.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 #[cfg(test)]
