@@ -23,6 +23,26 @@ pub fn cpu_time() -> Duration {
     Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
+/// How many ticks of the kernel's clock a time on it is, the last one begun not counted.
+pub fn to_ticks(usec: u64, ticks_per_second: u64) -> u64 {
+    convert(usec, ticks_per_second, 1_000_000)
+}
+
+/// How long so many of its ticks are.
+pub fn to_usec(ticks: u64, ticks_per_second: u64) -> u64 {
+    convert(ticks, 1_000_000, ticks_per_second.max(1))
+}
+
+fn convert(number: u64, times: u64, divided_by: u64) -> u64 {
+    u64::try_from(u128::from(number) * u128::from(times) / u128::from(divided_by)).unwrap_or(u64::MAX)
+}
+
+/// Whether less than this was used since now, by a clock of CPU time: on a busy machine that is no shorter.
+pub fn within(most: Duration, used: fn() -> Duration) -> impl Fn() -> bool {
+    let begun = used();
+    move || used().saturating_sub(begun) < most
+}
+
 /// The time of day where we are: `14:03:22`; empty where the C library cannot tell.
 pub fn time_of_day() -> String {
     let time = |local: libc::tm| format!("{:02}:{:02}:{:02}", local.tm_hour, local.tm_min, local.tm_sec);
@@ -45,4 +65,17 @@ fn local(time: libc::time_t) -> Option<libc::tm> {
     // SAFETY: both pointers are to valid values.
     let told = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
     (!told.is_null()).then_some(local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_and_microseconds_are_each_other_s() {
+        assert_eq!((to_ticks(1_019_999, 100), to_usec(101, 100)), (101, 1_010_000));
+        assert_eq!((to_ticks(u64::MAX, 10_000_000), to_usec(u64::MAX, 100)), (u64::MAX, u64::MAX));
+        // A kernel that says nonsense.
+        assert_eq!(to_usec(3, 0), 3_000_000);
+    }
 }

@@ -123,16 +123,14 @@ pub fn between<'a>(
     in_job: impl Fn(i32) -> bool,
 ) -> Vec<Used<'a>> {
     let ended = ended_children(before, after, &in_job);
-    let taken_ticks = u128::from(before.taken_usec) * u128::from(ticks_per_second) / 1_000_000;
+    let taken_ticks = clock::to_ticks(before.taken_usec, ticks_per_second);
     // Since when, what it used itself, and what its children did.
     let used = |stat: &Stat| match before.same(stat) {
         Some(first) => {
             let of_children = ended.get(&stat.pid).copied().unwrap_or(0);
             (first.at_usec, stat.cpu_ticks.saturating_sub(first.stat.cpu_ticks), of_children)
         }
-        None if u128::from(stat.start_ticks) >= taken_ticks => {
-            (before.taken_usec, stat.cpu_ticks, stat.ended_children_ticks)
-        }
+        None if stat.start_ticks >= taken_ticks => (before.taken_usec, stat.cpu_ticks, stat.ended_children_ticks),
         // It was there and hidden: what it had at the first look is not known.
         None => (before.taken_usec, 0, 0),
     };

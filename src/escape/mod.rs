@@ -151,10 +151,7 @@ impl Here<'_> {
 
     /// Processes that began while the job ran and live.
     fn born_between(&self, trail: Trail, until_usec: u64) -> Vec<Stat> {
-        let ticks = |at_usec: u64| {
-            let per_second = u128::from(rustix::param::clock_ticks_per_second());
-            u64::try_from(u128::from(at_usec) * per_second / 1_000_000).unwrap_or(u64::MAX)
-        };
+        let ticks = |at_usec: u64| crate::clock::to_ticks(at_usec, rustix::param::clock_ticks_per_second());
         // A tick more, since both we and the kernel round down.
         let (first, last) = (ticks(trail.started_usec).saturating_sub(1), ticks(until_usec).saturating_add(1));
         let given = numbers::given_since(trail.main, crate::clock::since(trail.started_usec), &self.proc);

@@ -89,15 +89,13 @@ impl Counters {
 
     /// What happened since `before`. A counter that went back is no news.
     pub(super) fn since(&self, before: &Self, ticks_per_second: u64) -> Figures {
-        let usec = |ticks: u64| {
-            u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1))).unwrap_or(u64::MAX)
-        };
-        let taken_ticks = u128::from(before.taken_usec) * u128::from(ticks_per_second) / 1_000_000;
+        let usec = |ticks: u64| clock::to_usec(ticks, ticks_per_second);
+        let taken_ticks = clock::to_ticks(before.taken_usec, ticks_per_second);
         let more = |before: Option<u64>, after: Option<u64>| Some(after?.saturating_sub(before?));
         let threads = self.kernel_threads.as_ref().zip(before.kernel_threads.as_ref()).map(|(after, before)| {
             let of_one = |(thread, &ticks): (&(i32, u64), &u64)| match before.get(thread) {
                 Some(&before) => ticks.saturating_sub(before),
-                None if u128::from(thread.1) >= taken_ticks => ticks,
+                None if thread.1 >= taken_ticks => ticks,
                 // The kernel's list of them may lack some while others end: what it had used then is not known.
                 None => 0,
             };

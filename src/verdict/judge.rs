@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::apart::Figures;
 use super::look::Seen;
 use super::{Apart, Counts, Limit, Verdict, Word, core_seconds};
+use crate::clock;
 use crate::text;
 use crate::ticks::Used;
 
@@ -33,9 +34,7 @@ pub(super) fn processes<'a>(
     ticks_per_second: u64,
     grouped_usec: u64,
 ) -> Vec<OfProcess> {
-    let usec = |ticks: u64| {
-        u64::try_from(u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1))).unwrap_or(u64::MAX)
-    };
+    let usec = |ticks: u64| clock::to_usec(ticks, ticks_per_second);
     let mut used: Vec<Used<'_>> = used.collect();
     // The most likely parents of processes in groups come first, and always in the same order.
     used.sort_unstable_by_key(|used| (std::cmp::Reverse(used.ended_children_ticks), used.stat.pid));

@@ -46,14 +46,6 @@ pub struct Scene<'a> {
     pub ours: fn() -> Duration,
 }
 
-impl Scene<'_> {
-    /// Whether there is still time for the look that begins now. By our own CPU time: on a busy machine it is no shorter.
-    fn in_time(&self) -> impl Fn() -> bool + use<> {
-        let (ours, begun) = (self.ours, (self.ours)());
-        move || ours().saturating_sub(begun) < LONGEST
-    }
-}
-
 /// Why there is no look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
@@ -68,6 +60,14 @@ impl Missing {
         match error.kind() {
             io::ErrorKind::Interrupted => Self::Ended,
             _ => Self::Why(format!("processes cannot be looked at: {}", crate::error::reason(error))),
+        }
+    }
+
+    /// What was given up since there was no more time for it, and not since the command ended.
+    fn for_want_of_time(self) -> Self {
+        match self {
+            Self::Ended => Self::Why(TOO_MANY.to_owned()),
+            other => other,
         }
     }
 }
@@ -138,11 +138,9 @@ impl First {
     /// # Errors
     /// See [`Missing`].
     pub fn look(scene: &Scene<'_>, own: impl Fn() -> Vec<i32>, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
-        let in_time = scene.in_time();
-        Self::look_while(scene, own, &|| in_time() && goes_on()).map_err(|missing| match missing {
-            Missing::Ended if !in_time() => Missing::Why(TOO_MANY.to_owned()),
-            other => other,
-        })
+        let in_time = clock::within(LONGEST, scene.ours);
+        Self::look_while(scene, own, &|| in_time() && goes_on())
+            .map_err(|missing| if in_time() { missing } else { missing.for_want_of_time() })
     }
 
     fn look_while(scene: &Scene<'_>, own: impl Fn() -> Vec<i32>, goes_on: &dyn Fn() -> bool) -> Result<Self, Missing> {
@@ -189,7 +187,7 @@ impl First {
         most_usec: impl Fn(Duration) -> u64,
     ) -> Result<Seen, Missing> {
         let elapsed = self.taken.elapsed();
-        let in_time = scene.in_time();
+        let in_time = clock::within(LONGEST, scene.ours);
         let mut seen = Seen { elapsed, since_usec: self.taken_usec, ..Seen::default() };
         if !scene.proc.sees_every_pid_namespace() {
             seen.unseen = Some(OUTSIDE.to_owned());
@@ -204,10 +202,7 @@ impl First {
             None => seen.unseen = Some(OUTSIDE.to_owned()),
             Some(processes) if !processes.is_any() => {}
             Some(processes) => {
-                let after = processes.read(scene.proc, &in_time).map_err(|missing| match missing {
-                    Missing::Ended => Missing::Why(TOO_MANY.to_owned()),
-                    other => other,
-                })?;
+                let after = processes.read(scene.proc, &in_time).map_err(Missing::for_want_of_time)?;
                 if after.own_only {
                     seen.unseen = Some(HIDDEN.to_owned());
                 }

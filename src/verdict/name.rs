@@ -186,11 +186,10 @@ fn processes_in<'a>(
         return groups;
     }
     let own = std::process::id().cast_signed();
-    let since_ticks = u128::from(since_usec) * u128::from(ticks_per_second) / 1_000_000;
+    let since_ticks = clock::to_ticks(since_usec, ticks_per_second);
     // Those that began last first: they are more likely to be it.
-    let begun = clock::cpu_time();
-    let in_time = |_: &i32| clock::cpu_time().saturating_sub(begun) < LONGEST;
-    for pid in proc.pids().unwrap_or_default().into_iter().rev().take_while(in_time) {
+    let in_time = clock::within(LONGEST, clock::cpu_time);
+    for pid in proc.pids().unwrap_or_default().into_iter().rev().take_while(|_| in_time()) {
         let Some(stat) = proc.stat(pid).ok().filter(|stat| !stat.kernel_thread && pid != own) else { continue };
         let ticks = used(&stat);
         if ticks == 0 {
@@ -201,13 +200,12 @@ fn processes_in<'a>(
         let share =
             shares.iter().filter(|share| group.starts_with(&share.group)).max_by_key(|share| depth(&share.group));
         let (Some(share), Ok(uid)) = (share, proc.uid(pid)) else { continue };
-        let usec = u128::from(ticks) * 1_000_000 / u128::from(ticks_per_second.max(1));
         groups.entry(&share.group).or_default().push(Found {
             uid,
             group,
             name: stat.comm,
-            usec: u64::try_from(usec).unwrap_or(u64::MAX).min(share.usec),
-            at_most: u128::from(stat.start_ticks) < since_ticks,
+            usec: clock::to_usec(ticks, ticks_per_second).min(share.usec),
+            at_most: stat.start_ticks < since_ticks,
             runs: stat.state == 'R',
         });
     }
