@@ -85,8 +85,8 @@ pub(crate) fn run_inside(what: &str, arguments: &[String]) -> Result<ExitCode, F
     }
 }
 
-/// Moves this process to the group. Done once per bench, since it stalls every fork of the machine.
-fn join(members: &File) -> std::io::Result<()> {
+/// Moves this process to the group. Never while something is measured, since it stalls every fork of the machine.
+pub(crate) fn join(members: &File) -> std::io::Result<()> {
     // SAFETY: one byte is read from a static string.
     match unsafe { libc::write(members.as_raw_fd(), c"0".as_ptr().cast(), 1) } {
         1 => Ok(()),

@@ -1,15 +1,13 @@
 //! Who uses the machine beside a job that has it alone: each in a group of its own below the study's, as on a real machine.
 
 use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::tally::Expected;
 use crate::Failure;
-use crate::bench::area::Inside;
+use crate::bench::area::{self, Inside};
 use crate::bench::tools::{Running, wait_until};
 
 /// A user that nobody is.
@@ -111,15 +109,8 @@ impl Culprit {
             .map_err(|error| format!("cannot open {}: {error}", members.display()))?;
         let mut command = place.program("studyload")?;
         command.args(arguments).stdin(Stdio::null());
-        let join = move || {
-            // SAFETY: one byte is read from a static string.
-            match unsafe { libc::write(members.as_raw_fd(), c"0".as_ptr().cast(), 1) } {
-                1 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        };
         // SAFETY: the closure makes one async-signal-safe call on an open descriptor and allocates nothing.
-        unsafe { command.pre_exec(join) };
+        unsafe { command.pre_exec(move || area::join(&members)) };
         let child = Running::start(&mut command)?;
         let comm = format!("/proc/{}/comm", child.pid());
         wait_until("a culprit disturbs", || fs::read_to_string(&comm).is_ok_and(|text| text.trim_end() == program))?;
