@@ -245,12 +245,12 @@ impl Environment {
                 let own = rustix::process::geteuid().as_raw();
                 let is_another_s =
                     |path: &PathBuf| std::fs::metadata(path).is_ok_and(|found| found.uid() != own && found.uid() != 0);
-                let (another_s, users): (Vec<PathBuf>, Vec<PathBuf>) =
-                    self.user_config.iter().cloned().partition(is_another_s);
+                let another_s = self.user_config.as_ref().filter(|path| is_another_s(path));
+                let users = self.user_config.clone().filter(|_| another_s.is_none());
                 let files: Vec<PathBuf> = [system].into_iter().chain(users).collect();
                 let (config, mut warnings) = Config::read(&files, false)?;
-                let not_read = |path: &PathBuf| format!("{} is another user's, and is not read", text::path(path));
-                warnings.extend(another_s.iter().map(not_read));
+                warnings
+                    .extend(another_s.map(|path| format!("{} is another user's, and is not read", text::path(path))));
                 Ok((config, warnings))
             }
         }
